@@ -1,0 +1,46 @@
+# Every command of the README. Set-up is part of each: a stamp inside .venv says which extras are installed.
+
+PYTHON ?= python3
+BIN := .venv/bin
+SOURCES := pyproject.toml constraints.txt
+SCALE ?= default
+export OMP_NUM_THREADS ?= 1
+export HF_HUB_OFFLINE ?= 1
+
+.PHONY: figures test lint verify compare bench test-slow test-extra clean
+
+figures: .venv/.figures  ## reproduce every theory figure: paper_figures/out/$(SCALE)/report.html
+	$(BIN)/python -m paper_figures --scale $(SCALE)
+
+test: lint  ## lint, types, tests (no GPU, under 10 minutes on 2 cores)
+	$(BIN)/python -m pytest -n auto
+
+lint: .venv/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/basedpyright
+
+verify: .venv/.figures  ## the propositions as a table
+	$(BIN)/python -m toymdp verify
+
+compare: .venv/.figures  ## the tuned comparison as a table
+	$(BIN)/python -m toymdp compare --scale $(SCALE)
+
+bench: .venv/.dev  ## speed of the batched learner against its peers and its floor
+	$(BIN)/python -m toymdp.bench
+	$(BIN)/python -m aent.bench
+
+test-slow: .venv/.dev
+	$(BIN)/python -m pytest -m slow
+
+test-extra: .venv/.extra  ## third-party checks: Stable-Baselines3 trains on the suite, Ray takes a sweep
+	$(BIN)/python -m pytest -m extra
+
+.venv/.%: $(SOURCES)
+	$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed: make PYTHON=python3.11 ...")'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$*]'
+	touch $@
+
+clean:
+	rm -rf .venv paper_figures/out .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,11 @@
+"""The shared ground floor: entropy estimators and coefficient controllers.
+
+The same code runs on exactly solvable toy MDPs (``toymdp``) and inside a GRPO run of a language model, on numpy and
+torch arrays alike. Nothing here imports torch; a torch tensor brings its own namespace along (array-api-compat).
+
+    entropy.py      support rules and the entropy over them, with closed-form gradients
+    controllers.py  rules that move the entropy coefficient from measurement to measurement
+    runs.py         a run directory: config, provenance, metrics; never overwritten
+"""
+
+__version__ = "0.1.0"

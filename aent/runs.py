@@ -1,0 +1,233 @@
+"""A run directory: what was asked (config.json), on what (provenance.json), what came out (metrics.jsonl).
+
+    run = Run.create("runs/first", config, seed=0)      # refuses a directory that already holds something
+    run.log(step=1, entropy=0.43)                       # one line, on disk before the call returns
+    run = Run.resume("runs/first", config)              # after a kill: same config, run.logged is what is there
+    config, provenance, metrics = read_run("runs/first")
+
+A directory appears in one rename, complete, so a process killed at any moment leaves nothing or a run to resume. A
+metrics line counts once its newline is written; a torn last line is ignored by readers and cut off by ``resume``.
+NaN and infinities are written as Python's json writes them (``NaN``, ``Infinity``), which strict JSON parsers refuse.
+
+Left out: locking (one writer per run), plots, remote trackers.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import aent
+
+__all__ = ["Run", "provenance", "read_run"]
+
+_PACKAGES = (
+    "numpy", "scipy", "numba", "pandas", "matplotlib", "gymnasium", "joblib", "torch", "transformers", "trl", "vllm",
+)  # fmt: skip
+_CODE = ("*.py", "*.toml", "*.yaml")  # a results file left in the checkout does not make the code dirty
+
+
+@dataclass(frozen=True)
+class Run:
+    """A directory that is being written. Make one with ``create`` or ``resume``."""
+
+    directory: Path
+    config: dict[str, Any]
+    logged: tuple[dict[str, Any], ...] = ()  # the metrics found by ``resume``, oldest first
+
+    @classmethod
+    def create(cls, directory: str | Path, config: dict[str, Any], seed: int) -> Run:
+        """Start a run in a new (or empty) directory.
+
+        Raises:
+            FileExistsError: the directory holds something; the message names both ways out.
+            TypeError: a config that JSON cannot hold.
+        """
+        directory = Path(directory).resolve()
+        if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+            raise FileExistsError(
+                f"{directory} already exists and is not empty; nothing was overwritten. "
+                "Go on with Run.resume(directory, config), or choose a new directory"
+            )
+        config = _as_json(config)
+        draft = directory.with_name(f".{directory.name}.{os.getpid()}")
+        draft.mkdir(parents=True, exist_ok=True)
+        _write_json(draft / "config.json", config)
+        _write_json(draft / "provenance.json", {**provenance(seed), "resumed": []})
+        (draft / "metrics.jsonl").touch()
+        draft.rename(directory)
+        return cls(directory, config)
+
+    @classmethod
+    def resume(cls, directory: str | Path, config: dict[str, Any]) -> Run:
+        """Go on with a run, whose earlier metrics are in ``logged``; the resumption is added to its provenance.
+
+        Raises:
+            FileNotFoundError: not a run directory; the missing file is named.
+            ValueError: the config differs (the keys are named), or metrics are damaged before the last line.
+        """
+        directory, config = Path(directory).resolve(), _as_json(config)
+        saved, origin, logged = read_run(directory)
+        if changed := _differences(saved, config):
+            raise ValueError(
+                f"{directory} was started with another config: {'; '.join(changed)}. "
+                "Resume with the saved config.json, or choose a new directory"
+            )
+        with (directory / "metrics.jsonl").open("rb+") as file:
+            file.truncate(file.read().rfind(b"\n") + 1)
+        origin["resumed"] = [*origin.get("resumed", []), provenance(origin.get("seed"))]
+        _write_json(directory / "provenance.json", origin)
+        return cls(directory, config, tuple(logged))
+
+    def log(self, /, **values: Any) -> None:
+        """Append one line of numbers and strings, on disk before the call returns.
+
+        Raises:
+            TypeError: a value that is neither (arrays of one number are accepted when they are 0-d).
+        """
+        line = json.dumps({key: _scalar(key, value) for key, value in values.items()})
+        with (self.directory / "metrics.jsonl").open("a", encoding="utf-8", newline="\n") as file:
+            file.write(line + "\n")
+
+
+def read_run(directory: str | Path) -> tuple[dict[str, Any], dict[str, Any], list[dict[str, Any]]]:
+    """(config, provenance, metrics lines) of a run, also of one still running or killed.
+
+    Raises:
+        FileNotFoundError: a file of the run is missing; it is named.
+        ValueError: a file is damaged; file and line are named.
+    """
+    texts = {}
+    for name in ("config.json", "provenance.json", "metrics.jsonl"):
+        path = Path(directory) / name
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} is missing: {directory} is not a run directory (made by Run.create)")
+        texts[name] = path.read_bytes()
+    config, origin = (_parsed(texts[name], Path(directory) / name) for name in ("config.json", "provenance.json"))
+    complete = texts["metrics.jsonl"].split(b"\n")[:-1]  # what follows the last newline is torn, or empty
+    metrics = [_parsed(line, f"{Path(directory) / 'metrics.jsonl'}, line {i}") for i, line in enumerate(complete, 1)]
+    return config, origin, metrics
+
+
+def provenance(seed: int | None = None) -> dict[str, Any]:
+    """What a number depends on besides its config: code, versions, machine, seed, command line, UTC date.
+
+    ``commit`` is that of the checkout this package is imported from, None for an installed copy; ``dirty`` says that
+    code there differs from it. Packages that are not installed are absent from ``versions``. Never imports torch.
+    """
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": shlex.join([Path(sys.orig_argv[0]).name, *sys.orig_argv[1:]]),
+        "seed": None if seed is None else int(seed),
+        **_code_state(),
+        "versions": {"python": platform.python_version(), "aent": aent.__version__, **dict(_installed())},
+        "platform": platform.platform(),
+        "cpu": _first_field("/proc/cpuinfo", "model name") or platform.processor(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "gpus": [
+            _first_field(path, "Model") for path in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information"))
+        ],
+    }
+
+
+# -------------------------------------------------------------------------------------------------------- internals
+
+
+def _code_state() -> dict[str, Any]:
+    here = Path(__file__).resolve().parent
+
+    def git(*arguments: str) -> str | None:
+        try:
+            done = subprocess.run(["git", *arguments], cwd=here, capture_output=True, text=True, timeout=10, check=True)
+        except (OSError, subprocess.SubprocessError):
+            return None
+        return done.stdout.strip()
+
+    if git("ls-files", "--error-unmatch", Path(__file__).name) is None:  # e.g. a virtual environment inside a checkout
+        return {"commit": None, "dirty": None}
+    changed = git("status", "--porcelain", "--", *(f":(top){pattern}" for pattern in _CODE))
+    return {"commit": git("rev-parse", "HEAD"), "dirty": None if changed is None else bool(changed)}
+
+
+def _installed() -> Iterator[tuple[str, str]]:
+    for name in _PACKAGES:
+        try:
+            yield name, importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+
+
+def _first_field(path: str | Path, name: str) -> str | None:
+    """Value of the first ``name: value`` line of a file under /proc; None where there is none."""
+    try:
+        lines = Path(path).read_text(errors="replace").splitlines()
+    except OSError:
+        return None
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith(name)), None)
+
+
+def _as_json(config: dict[str, Any]) -> dict[str, Any]:
+    """The config as it will be read back: tuples are lists, numpy numbers and arrays are plain."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, np.ndarray | np.generic):
+            return value.tolist()
+        if isinstance(value, Path):
+            return str(value)
+        raise TypeError(f"config holds a {type(value).__name__} ({value!r}); expected numbers, strings, lists, dicts")
+
+    return json.loads(json.dumps(config, default=plain))
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    """Whole or not at all, also when killed half way."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    draft.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    draft.replace(path)
+
+
+def _parsed(text: bytes, where: object) -> dict[str, Any]:
+    try:
+        content = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"{where} is damaged, not JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{where}: expected a JSON object, got {type(content).__name__}")
+    return content
+
+
+def _differences(saved: dict[str, Any], given: dict[str, Any]) -> list[str]:
+    """One ``key.subkey: saved ..., given ...`` per leaf that differs; NaN equals NaN."""
+    old, new, nothing = dict(_leaves(saved)), dict(_leaves(given)), "nothing"
+    return [
+        f"{key}: saved {old.get(key, nothing)!r}, given {new.get(key, nothing)!r}"
+        for key in sorted(old.keys() | new.keys())
+        if key not in old or key not in new or (old[key] != new[key] and json.dumps(old[key]) != json.dumps(new[key]))
+    ]
+
+
+def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, dict) and value:
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def _scalar(key: str, value: Any) -> Any:
+    plain = value.item() if getattr(value, "ndim", None) == 0 else value  # numpy scalars, 0-d arrays and tensors
+    if not isinstance(plain, int | float | str):
+        raise TypeError(f"{key}={value!r}: log numbers and strings; reduce arrays first, e.g. float(x.mean())")
+    return plain

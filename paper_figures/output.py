@@ -1,0 +1,86 @@
+"""Files of a figure run: PNG (light and dark), PDF, CSV and a small JSON each, written whole or not at all.
+
+Figures are regenerated output, not records, so a newer figure replaces an older one; every file is first written to a
+fresh folder next to its destination and then moved, so that an interrupted run leaves the old figure intact. The JSON
+says which commit, seed and scale a figure came from, so a folder that mixes runs (``--only``) says so in the report.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from paper_figures import style
+from paper_figures.registry import FigureSpec
+
+
+@dataclass(frozen=True)
+class Record:
+    """What the JSON next to a figure holds."""
+
+    stem: str
+    title: str
+    claim: str
+    caption: str
+    alt: str
+    status: str
+    sentence: str
+    scale: str
+    seed: int
+    seconds: float
+    rows: int
+    provenance: dict[str, Any]  # of aent.runs.provenance
+
+
+def commit(provenance: dict[str, Any]) -> str:
+    """Short hash of the code's commit, ``+changes`` when the working tree differed; ``unknown`` outside a checkout."""
+    if provenance["commit"] is None:
+        return "unknown"
+    return provenance["commit"][:10] + ("+changes" if provenance["dirty"] else "")
+
+
+def save(spec: FigureSpec, df: Any, record: Record, folder: Path) -> bool:
+    """Draw and write all files of one figure into ``folder``; returns whether an older one was replaced."""
+    folder.mkdir(parents=True, exist_ok=True)
+    fresh = Path(tempfile.mkdtemp(prefix=".new-", dir=folder))
+    try:
+        for name in ("light", "dark"):
+            with style.theme(name):
+                figure = spec.draw(df)
+                if record.scale != "full":
+                    style.stamp(figure, f"{record.scale} scale, seed {record.seed}")
+                suffix = "" if name == "light" else ".dark"
+                figure.savefig(
+                    fresh / f"{spec.stem}{suffix}.png", dpi=style.DPI // (2 if record.scale == "smoke" else 1)
+                )
+                if name == "light":
+                    figure.set_layout_engine("none")  # laid out already; once more would double the time
+                    figure.savefig(fresh / f"{spec.stem}.pdf", metadata={"CreationDate": None})
+        df.to_csv(fresh / f"{spec.stem}.csv", index=False)
+        (fresh / f"{spec.stem}.json").write_text(json.dumps(asdict(record), indent=1) + "\n")
+        replaced = (folder / f"{spec.stem}.json").exists()
+        for file in sorted(fresh.iterdir()):
+            os.replace(file, folder / file.name)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+    return replaced
+
+
+def records(folder: Path) -> list[Record]:
+    """All figures found in ``folder``, in the order of their numbers."""
+    found = [Record(**json.loads(path.read_text())) for path in folder.glob("f[0-9]*.json")]
+    return sorted(found, key=lambda record: int(record.stem.split("_")[0][1:]))
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a text file by moving a finished one into place."""
+    handle, name = tempfile.mkstemp(prefix=".new-", dir=path.parent)
+    with os.fdopen(handle, "w", encoding="utf-8") as file:
+        file.write(text)
+    os.chmod(name, 0o644)
+    os.replace(name, path)

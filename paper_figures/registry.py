@@ -1,0 +1,72 @@
+"""Which figures there are. Adding one is one line in ``MODULES``."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from paper_figures.verdicts import Verdict
+
+MODULES = (
+    "f1_one_step",
+    "f2_synthetic_mdp",
+    "f3_fair_comparison",
+    "f4_phase_diagram",
+    "f5_gradient_bound",
+    "f6_bias",
+    "f7_controllers",
+    "f8_clamp_bite",
+    "f9_scaling",
+)
+
+
+@dataclass(frozen=True)
+class FigureSpec:
+    """A loaded figure module. ``stem`` names its files, ``short`` is what ``--only`` takes."""
+
+    stem: str
+    title: str
+    claim: str
+    caption: str
+    alt: str
+    compute: Callable[..., Any]
+    draw: Callable[..., Any]
+    verdict: Callable[..., Verdict]
+
+    @property
+    def short(self) -> str:
+        return self.stem.split("_", 1)[0]
+
+    @property
+    def number(self) -> int:
+        return int(self.short[1:])
+
+
+def load(stem: str) -> FigureSpec:
+    """Import one figure module; nothing is imported before it is asked for."""
+    module = importlib.import_module(f"paper_figures.{stem}")
+    title, claim, caption, alt = (
+        " ".join(getattr(module, name).split()) for name in ("TITLE", "CLAIM", "CAPTION", "ALT")
+    )
+    return FigureSpec(stem, title, claim, caption, alt, module.compute, module.draw, module.verdict)
+
+
+def resolve(names: Sequence[str] | None) -> list[str]:
+    """Stems of the wanted figures in the order of the paper; ``f4`` and ``f4_phase_diagram`` both name one.
+
+    Raises:
+        ValueError: an unknown name, with the nearest known one.
+    """
+    if not names:
+        return list(MODULES)
+    known = {alias: stem for stem in MODULES for alias in (stem, stem.split("_", 1)[0], stem.split("_", 1)[1])}
+    for name in names:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
+            hint = f", did you mean {close[0]!r}?" if close else "."
+            raise ValueError(f"unknown figure {name!r}{hint} Known: {', '.join(s.split('_')[0] for s in MODULES)}")
+    wanted = {known[name] for name in names}
+    return [stem for stem in MODULES if stem in wanted]

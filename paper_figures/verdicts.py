@@ -1,0 +1,19 @@
+"""What a figure says about the published claim it tests."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+STATUSES = ("holds", "holds only if", "fails")
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A status and one or two sentences whose numbers are computed from the figure's own data."""
+
+    status: str
+    sentence: str
+
+    def __post_init__(self) -> None:
+        if self.status not in STATUSES:
+            raise ValueError(f"verdict status {self.status!r}: expected one of {', '.join(STATUSES)}")

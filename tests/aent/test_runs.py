@@ -1,0 +1,170 @@
+"""Run directories: never overwritten, readable at any moment, resumable after a kill."""
+
+import json
+import math
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from aent.runs import Run, provenance, read_run
+
+CONFIG = {"method": "clamped", "drop": 0.33, "band": {"low": 0.15, "high": 0.24}, "seeds": [0, 1]}
+
+
+def test_a_run_is_read_back_as_it_was_logged(tmp_path):
+    run = Run.create(tmp_path / "new" / "run", CONFIG, seed=3)
+    run.log(step=1, entropy=0.1 + 0.2, note='with "quotes", ü and\na newline')
+    run.log(step=np.int64(2), entropy=np.float32(0.1), array=np.array(1.5), done=np.bool_(True))
+    config, origin, metrics = read_run(tmp_path / "new" / "run")
+    assert config == CONFIG
+    assert origin["seed"] == 3
+    assert metrics == [
+        {"step": 1, "entropy": 0.1 + 0.2, "note": 'with "quotes", ü and\na newline'},
+        {"step": 2, "entropy": float(np.float32(0.1)), "array": 1.5, "done": True},
+    ]
+    assert sorted(os.listdir(run.directory)) == ["config.json", "metrics.jsonl", "provenance.json"]
+    assert os.listdir(tmp_path / "new") == ["run"]  # no draft left behind
+
+
+LINE = st.dictionaries(st.text() | st.just("self"), st.floats() | st.integers() | st.text() | st.booleans(), max_size=4)
+
+
+@settings(max_examples=12, deadline=None)
+@given(st.lists(LINE, min_size=5, max_size=25))
+def test_every_number_and_string_survives_exactly(tmp_path_factory, lines):
+    lines.append({"nan": math.nan, "inf": math.inf, "minus": -math.inf, "zero": -0.0, "tiny": 5e-324})
+    run = Run.create(tmp_path_factory.mktemp("run"), {}, seed=0)
+    for line in lines:
+        run.log(**line)
+    assert repr(read_run(run.directory)[2]) == repr(lines)  # repr: NaN equals NaN, 1 is not 1.0 or True
+
+
+def test_lines_are_on_disk_when_log_returns(tmp_path):
+    run = Run.create(tmp_path / "run", CONFIG, seed=0)
+    for step in range(3):
+        run.log(step=step)
+        assert len(read_run(tmp_path / "run")[2]) == step + 1
+
+
+def test_an_existing_run_is_refused_with_both_ways_out_and_left_alone(tmp_path):
+    Run.create(tmp_path / "run", CONFIG, seed=0).log(step=1)
+    before = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+    with pytest.raises(FileExistsError, match=r"Run\.resume.*new directory"):
+        Run.create(tmp_path / "run", CONFIG, seed=0)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
+    (tmp_path / "file").write_text("precious")
+    with pytest.raises(FileExistsError, match="nothing was overwritten"):
+        Run.create(tmp_path / "file", CONFIG, seed=0)
+    (tmp_path / "empty").mkdir()
+    Run.create(tmp_path / "empty", CONFIG, seed=0)
+
+
+@pytest.mark.parametrize("torn", [b"", b"{", b'{"step": 3, "no', b'{"step": 3}', b'{"note": "\xc3'])
+def test_a_torn_last_line_is_ignored_and_cut_off_on_resume(tmp_path, torn):
+    Run.create(tmp_path / "run", CONFIG, seed=0).log(step=1)
+    with (tmp_path / "run" / "metrics.jsonl").open("ab") as file:
+        file.write(torn)
+    assert read_run(tmp_path / "run")[2] == [{"step": 1}]
+    run = Run.resume(tmp_path / "run", CONFIG)
+    assert run.logged == ({"step": 1},)
+    run.log(step=2)
+    assert read_run(tmp_path / "run")[2] == [{"step": 1}, {"step": 2}]
+
+
+def test_damage_before_the_last_line_is_an_error_that_names_the_line(tmp_path):
+    Run.create(tmp_path / "run", CONFIG, seed=0).log(step=1)
+    with (tmp_path / "run" / "metrics.jsonl").open("ab") as file:
+        file.write(b'{"step": \n{"step": 3}\n')
+    with pytest.raises(ValueError, match=r"metrics\.jsonl, line 2 is damaged"):
+        read_run(tmp_path / "run")
+    (tmp_path / "run" / "config.json").write_text("[1]")
+    with pytest.raises(ValueError, match=r"config\.json: expected a JSON object"):
+        read_run(tmp_path / "run")
+
+
+def test_resuming_with_another_config_names_the_keys_that_differ(tmp_path):
+    config = {**CONFIG, "limit": math.nan, "sizes": (1, 2), "array": np.array([1.0, math.nan])}
+    Run.create(tmp_path / "run", config, seed=0)
+    Run.resume(tmp_path / "run", config)  # tuples, arrays and NaN equal what JSON made of them
+    changed = {**config, "band": {"low": 0.2, "high": 0.24}, "extra": 1}
+    del changed["drop"]
+    with pytest.raises(ValueError, match="another config") as caught:
+        Run.resume(tmp_path / "run", changed)
+    named = re.findall(r"([\w.]+): saved", str(caught.value))
+    assert named == ["band.low", "drop", "extra"]
+    assert "saved 0.15, given 0.2" in str(caught.value)
+    assert len(read_run(tmp_path / "run")[1]["resumed"]) == 1  # the refused one left no trace
+
+
+@pytest.mark.parametrize("name", ["config.json", "provenance.json", "metrics.jsonl"])
+def test_a_missing_file_is_named(tmp_path, name):
+    Run.create(tmp_path / "run", CONFIG, seed=0)
+    (tmp_path / "run" / name).unlink()
+    for call in (lambda: read_run(tmp_path / "run"), lambda: Run.resume(tmp_path / "run", CONFIG)):
+        with pytest.raises(FileNotFoundError, match=name):
+            call()
+
+
+@pytest.mark.parametrize("value", [[1], {"a": 1}, None, np.zeros(2), 1j, pytest.param(object(), id="object")], ids=repr)
+def test_only_numbers_and_strings_are_logged(tmp_path, value):
+    run = Run.create(tmp_path / "run", CONFIG, seed=0)
+    with pytest.raises(TypeError, match=r"loss=.*log numbers and strings"):
+        run.log(step=1, loss=value)
+    assert read_run(tmp_path / "run")[2] == []  # nothing half written
+
+
+def test_a_config_json_cannot_hold_is_refused_before_anything_is_written(tmp_path):
+    with pytest.raises(TypeError, match="config holds a object"):
+        Run.create(tmp_path / "run", {"model": object()}, seed=0)
+    assert not os.listdir(tmp_path)
+
+
+def test_a_killed_process_leaves_a_run_that_resumes(tmp_path):
+    program = (
+        "from aent.runs import Run\n"
+        f"run = Run.create({str(tmp_path / 'run')!r}, {CONFIG!r}, seed=5)\n"
+        "step = 0\n"
+        "while True:\n    run.log(step=step, padding='x' * 10_000)\n    step += 1\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", program])
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    deadline = time.monotonic() + 30
+    while not (metrics.exists() and metrics.stat().st_size > 200_000) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    run = Run.resume(tmp_path / "run", CONFIG)
+    assert [line["step"] for line in run.logged] == list(range(len(run.logged)))
+    assert len(run.logged) >= 19
+    run.log(step=len(run.logged))
+    origin, lines = read_run(tmp_path / "run")[1:]
+    assert len(lines) == len(run.logged) + 1
+    assert origin["seed"] == origin["resumed"][0]["seed"] == 5
+
+
+def test_provenance_says_what_a_number_depends_on():
+    found = provenance(seed=4)
+    assert json.loads(json.dumps(found)) == found
+    assert found["seed"] == 4
+    assert found["versions"]["numpy"] == np.__version__
+    assert found["versions"]["python"] == ".".join(map(str, sys.version_info[:3]))
+    assert found["cores"] >= 1
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", found["date"])
+    assert provenance()["seed"] is None
+    assert {"commit", "dirty", "command", "platform", "cpu", "gpus"} <= found.keys()
+    assert (found["commit"] is None) == (found["dirty"] is None)
+    assert found["commit"] is None or re.fullmatch("[0-9a-f]{40,64}", found["commit"])
+
+
+def test_provenance_works_without_git(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    assert provenance()["commit"] is None
+    assert provenance()["dirty"] is None

@@ -1,0 +1,365 @@
+"""No / full / clamped / adaptive entropy bonuses on the suite, every one tuned with the same budget.
+
+A comparison is a list of cells (a setting of the suite and a learner) times a list of methods (a support and a
+coefficient rule). Each method gets the same number of settings (strength x learning rate) and the same tuning seeds;
+the best by mean final value is then run on test seeds that were not used for tuning. Judge the *end* of a run: a full
+bonus can first rise and then explode, and the peak hides it; both are recorded.
+
+The grids are this project's own design (the paper's synthetic settings are not public).
+
+    python -m toymdp compare --scale smoke
+
+Left out: figures (``paper_figures`` draws from these tables).
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from joblib import Parallel, delayed
+from tqdm.auto import tqdm
+
+from aent.controllers import Band, Constant, Controller
+from aent.entropy import DropLowest, Full, Support, TopK
+from aent.runs import Run
+from toymdp import suite
+from toymdp.learners import Learner, train
+
+Frame = Any  # a pandas DataFrame; pandas ships no types
+
+STRENGTHS = (0.01, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4)  # coefficients every constant bonus is tuned over
+BANDS = (0.1, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0)  # lower ends (nats) every band controller is tuned over
+
+
+@dataclass(frozen=True)
+class Method:
+    """A bonus: support x coefficient rule. ``controller`` maps strengths (R,) to one controller for R runs."""
+
+    label: str
+    support: Support
+    controller: Callable[[np.ndarray], Controller]
+    strengths: tuple[float, ...] = STRENGTHS
+
+
+def band(low: np.ndarray) -> Band:
+    """AEnt's controller on the band [low, 1.5 low]; start, step size and box are this project's own design."""
+    return Band(0.2, low, 1.5 * low, step_size=0.02, minimum=0.001, maximum=max(STRENGTHS))
+
+
+METHODS: dict[str, Method] = {
+    "none": Method("no bonus", Full(), lambda strength: Constant(0.0), strengths=()),
+    "full": Method("full entropy", Full(), Constant),
+    "clamp40": Method("clamped, drop 40%", DropLowest(0.4), Constant),
+    "clamp90": Method("clamped, drop 90%", DropLowest(0.9), Constant),
+    "keep100": Method("clamped, keep 100", TopK(100), Constant),
+    "full-band": Method("full entropy + band", Full(), band, BANDS),
+    "keep100-band": Method("clamped, keep 100 + band", TopK(100), band, BANDS),
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A setting of the suite, a learner, and the learning rates every bonus is tuned over."""
+
+    setting: str
+    learner: Learner
+    rates: tuple[float, ...]
+
+    def settings(self, method: Method) -> list[tuple[float, float]]:
+        """(strength, learning rate) pairs to tune over: as many for every method.
+
+        Without a bonus the whole budget goes to learning rates, from a third of the lowest to three times the highest.
+        """
+        if method.strengths:
+            return list(product(method.strengths, self.rates))
+        budget = len(STRENGTHS) * len(self.rates)
+        return [(0.0, rate) for rate in np.geomspace(min(self.rates) / 3, 3 * max(self.rates), budget)]
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Seeds for tuning and for the test; they never overlap."""
+
+    tuning_seeds: int = 8
+    test_seeds: int = 20
+
+    @property
+    def tuning(self) -> range:
+        return range(10_000, 10_000 + self.tuning_seeds)
+
+    @property
+    def test(self) -> range:
+        return range(self.test_seeds)
+
+
+def evaluate(
+    cell: Cell,
+    method: Method,
+    settings: Sequence[tuple[float, float]],
+    seeds: Sequence[int],
+    n_jobs: int | None = None,
+) -> Frame:
+    """Run every (strength, learning rate) on every seed: one row per run.
+
+    Columns: strength, rate, seed; ``final`` and ``peak`` exact value, ``area`` under the value curve (mean over
+    training), ``entropy`` and ``support_entropy`` at the end (nats per token), ``coefficient`` at the end, ``optimum``.
+    """
+    made = {seed: suite.make(cell.setting, seed) for seed in seeds}
+    runs = [(strength, rate, seed) for (strength, rate), seed in product(settings, seeds)]
+    strength, rate, seed = (np.array(column) for column in zip(*runs, strict=True))
+    history = train(
+        [made[s] for s in seed],
+        replace(cell.learner, learning_rate=rate),
+        support=method.support,
+        controller=method.controller(strength),
+        seeds=[int(s) for s in seed],
+        n_jobs=n_jobs,
+    )
+    return pd.DataFrame(
+        {
+            "strength": strength,
+            "rate": rate,
+            "seed": seed,
+            "final": history.value[-1],
+            "peak": history.value.max(axis=0),
+            "area": history.value.mean(axis=0),
+            "entropy": history.full_entropy[-1],
+            "support_entropy": history.support_entropy[-1],
+            "coefficient": history.coefficient[-1],
+            "optimum": made[seeds[0]].optimum.value,
+        }
+    )
+
+
+def best_setting(tuning: Frame) -> tuple[float, float]:
+    """(strength, rate) with the highest mean final value; the weaker bonus wins a tie."""
+    means = tuning.groupby(["strength", "rate"])["final"].mean()
+    strength, rate = means.index[int(np.argmax(means.to_numpy() - 1e-9 * np.arange(len(means))))]  # type: ignore[misc]
+    return float(strength), float(rate)
+
+
+def tune_and_test(cell: Cell, method: Method, budget: Budget) -> Frame:
+    """Tune, then test the best setting on fresh seeds: rows of ``evaluate`` with a column ``phase``."""
+    tuning = evaluate(cell, method, cell.settings(method), budget.tuning)
+    test = evaluate(cell, method, [best_setting(tuning)], budget.test)
+    return pd.concat([tuning.assign(phase="tune"), test.assign(phase="test")], ignore_index=True)
+
+
+# ------------------------------------------------------------------------------------------------------- statistics
+
+
+def interquartile_mean(values: Any) -> float:
+    """Mean of the middle half (25% trimmed at each end): robust like the median, less coarse.
+
+    Reference: Agarwal et al. 2021, arXiv 2108.13264.
+    """
+    ordered = np.sort(np.asarray(values, dtype=float))
+    weights = np.clip(
+        np.minimum(np.arange(1, len(ordered) + 1) - len(ordered) / 4, 0.75 * len(ordered) - np.arange(len(ordered))),
+        0,
+        1,
+    )
+    return float(ordered @ weights / weights.sum())
+
+
+def bootstrap_interval(
+    values: Any, statistic: Callable[[Any], float] = interquartile_mean, level: float = 0.95, draws: int = 2000
+) -> tuple[float, float]:
+    """Percentile bootstrap interval of ``statistic`` over runs (fixed seed: the same numbers every time)."""
+    values = np.asarray(values, dtype=float)
+    rng = np.random.default_rng(0)
+    sampled = [statistic(values[rng.integers(len(values), size=len(values))]) for _ in range(draws)]
+    low, high = np.quantile(sampled, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def probability_of_improvement(ours: Any, theirs: Any) -> float:
+    """P(a run of ours beats a run of theirs), ties counting half."""
+    ours, theirs = np.asarray(ours)[:, None], np.asarray(theirs)[None, :]
+    return float(np.mean((ours > theirs + 1e-9) + 0.5 * (np.abs(ours - theirs) <= 1e-9)))
+
+
+def window(sweep: Frame, tolerance: float = 0.05, best: float | None = None) -> tuple[float, float, float]:
+    """(lowest, highest strength, octaves between) of the contiguous range within ``tolerance`` of the best mean value.
+
+    ``best`` measures against another method's best; default is the sweep's own. Octaves are log2(highest / lowest): 0
+    means that one strength of the grid works, or none.
+    """
+    means = sweep.groupby("strength")["final"].mean()
+    good = means.to_numpy() >= (1 - tolerance) * (means.max() if best is None else best)
+    first = last = int(np.argmax(means.to_numpy()))
+    while first > 0 and good[first - 1]:
+        first -= 1
+    while last < len(good) - 1 and good[last + 1]:
+        last += 1
+    low, high = float(means.index[first]), float(means.index[last])
+    return low, high, float(np.log2(high / low)) if low > 0 else 0.0
+
+
+def summarise(rows: Frame) -> Frame:
+    """One line per (cell, method): interquartile mean of the tested final values with its 95% interval, and company."""
+    lines = []
+    for (cell, method), part in rows.groupby(["cell", "method"], sort=False):
+        test = part[part["phase"] == "test"]
+        rivals = rows[(rows["cell"] == cell) & (rows["method"] == "none") & (rows["phase"] == "test")]
+        low, high = bootstrap_interval(test["final"])
+        lines.append(
+            {
+                "cell": cell,
+                "method": method,
+                "final": interquartile_mean(test["final"]),
+                "low": low,
+                "high": high,
+                "mean": test["final"].mean(),
+                "peak": interquartile_mean(test["peak"]),
+                "area": interquartile_mean(test["area"]),
+                "entropy": test["entropy"].mean(),
+                "beats_none": probability_of_improvement(test["final"], rivals["final"]) if len(rivals) else np.nan,
+                "strength": test["strength"].iloc[0],
+                "rate": test["rate"].iloc[0],
+            }
+        )
+    return pd.DataFrame(lines)
+
+
+# ------------------------------------------------------------------------------------------------------ command line
+
+_SCALES = {
+    # settings, steps, budget
+    "smoke": (("bandit-1e3-n1",), 200, Budget(2, 4)),
+    "default": (("bandit-1e4-n1", "bandit-1e4-n15"), 2000, Budget(8, 20)),
+    "full": (
+        tuple(f"bandit-{size}-n{n}" for size in ("1e3", "1e4", "1e5") for n in (1, 2, 5, 15)),
+        2000,
+        Budget(8, 30),
+    ),
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Flags of ``python -m toymdp compare``."""
+    parser.add_argument("--scale", choices=_SCALES, default="default", help="how much to run (default: %(default)s)")
+    parser.add_argument("--settings", nargs="+", metavar="NAME", help="settings of the suite instead of the scale's")
+    parser.add_argument(
+        "--methods", nargs="+", metavar="NAME", default=["all"], help=f"all, or of {', '.join(METHODS)}"
+    )
+    parser.add_argument("--steps", type=int, help="updates per run instead of the scale's")
+    parser.add_argument("--optimiser", choices=("adam", "sgd"), default="adam")
+    parser.add_argument("--gradient", choices=("sampled", "exact"), default="sampled")
+    parser.add_argument("--parametrisation", choices=("tabular", "loglinear"), default="tabular")
+    parser.add_argument("--rates", nargs="+", type=float, help="learning rates to tune over (default: by optimiser)")
+    parser.add_argument("--jobs", type=int, default=-1, help="joblib workers (default: all cores)")
+    parser.add_argument("--out", type=Path, help="keep rows in this run directory")
+    parser.add_argument("--resume", action="store_true", help="go on with the run directory given by --out")
+
+
+DEFAULT_RATES = {"adam": (0.01, 0.03), "sgd": (0.1, 0.3)}
+
+
+def main(args: argparse.Namespace) -> int:
+    """Run ``python -m toymdp compare`` and print the table. Returns the exit code."""
+    settings, steps, budget = _SCALES[args.scale]
+    names = list(METHODS) if args.methods == ["all"] else args.methods
+    unknown = sorted(set(names) - set(METHODS))
+    if unknown:
+        raise ValueError(f"unknown method {', '.join(unknown)}; known: all, {', '.join(METHODS)}")
+    if args.resume and args.out is None:
+        raise ValueError("--resume needs --out DIRECTORY, the run directory to go on with")
+    settings = tuple(suite.setting(name).name for name in args.settings or settings)
+    rates = tuple(args.rates or DEFAULT_RATES[args.optimiser])
+    learner = Learner(
+        steps if args.steps is None else args.steps, rates[0], args.optimiser, args.gradient, args.parametrisation
+    )
+    cells = [Cell(setting, learner, rates) for setting in settings]
+    config = {
+        "settings": settings,
+        "methods": names,
+        "learner": asdict(learner),
+        "rates": rates,
+        "budget": asdict(budget),
+    }
+    run = (
+        None
+        if args.out is None
+        else (Run.resume(args.out, config) if args.resume else Run.create(args.out, config, seed=0))
+    )
+    rows = compare(cells, names, budget, run=run, n_jobs=args.jobs, progress=True)
+    _print(summarise(rows), args.scale)
+    return 0
+
+
+def compare(
+    cells: Sequence[Cell],
+    methods: Sequence[str],
+    budget: Budget,
+    *,
+    run: Run | None = None,
+    n_jobs: int | None = None,
+    progress: bool = False,
+) -> Frame:
+    """All cells times all methods; with a ``run``, finished pairs are kept in it and not computed again.
+
+    Returns:
+        Rows of ``tune_and_test`` with the columns ``cell`` (name of the setting) and ``method``.
+    """
+    pairs = {(cell.setting, name): (cell, METHODS[name]) for cell, name in product(cells, methods)}
+    parts = {} if run is None else _finished(pairs, budget, pd.DataFrame(list(run.logged)))
+    todo = [pair for pair in pairs if pair not in parts]
+    fresh = Parallel(n_jobs=n_jobs, return_as="generator")(
+        delayed(tune_and_test)(*pairs[pair], budget) for pair in todo
+    )
+    for (setting, name), part in zip(tqdm(todo, desc="compare", disable=not progress), fresh, strict=True):
+        assert part is not None, "joblib gives back every result"
+        parts[setting, name] = part.assign(cell=setting, method=name)
+        if run is not None:
+            for row in parts[setting, name].to_dict("records"):
+                run.log(**row)
+    return pd.concat([parts[pair] for pair in pairs], ignore_index=True)
+
+
+def _finished(pairs: dict[Any, tuple[Cell, Method]], budget: Budget, logged: Frame) -> dict[Any, Frame]:
+    """Pairs whose rows are all logged; one that was cut off half-way is computed again, to the same numbers."""
+    found = {}
+    for (setting, name), (cell, method) in pairs.items():
+        known = logged[(logged["cell"] == setting) & (logged["method"] == name)] if len(logged) else logged
+        expected = len(cell.settings(method)) * budget.tuning_seeds + budget.test_seeds
+        if len(known) >= expected:
+            found[setting, name] = known.iloc[-expected:]
+    return found
+
+
+def _print(summary: Frame, scale: str) -> None:
+    from rich.console import Console  # noqa: PLC0415  (only the command line needs it)
+    from rich.table import Table  # noqa: PLC0415
+
+    table = Table(title=f"final value, interquartile mean [95% interval] on test seeds ({scale} scale)")
+    for column in (
+        "setting",
+        "method",
+        "final value",
+        "peak",
+        "entropy (nats)",
+        "P(beats none)",
+        "tuned strength",
+        "rate",
+    ):
+        table.add_column(column)
+    for line in summary.to_dict("records"):
+        table.add_row(
+            line["cell"],
+            METHODS[line["method"]].label,
+            f"{line['final']:.3f} [{line['low']:.3f}, {line['high']:.3f}]",
+            f"{line['peak']:.3f}",
+            f"{line['entropy']:.2f}",
+            f"{line['beats_none']:.2f}",
+            f"{line['strength']:g}",
+            f"{line['rate']:.3g}",
+        )
+    Console().print(table)
