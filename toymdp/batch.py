@@ -7,6 +7,7 @@ Shape legend: R runs, S states, A tokens (or lumps), T records, F features, B sa
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -50,6 +51,12 @@ class History:
         return History(histories[0].step, logits=np.concatenate([h.logits for h in histories]), **joined)
 
 
+def spaced(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    """Zeros with ``kernels.SPACING`` free bytes behind them."""
+    size = math.prod(shape)
+    return np.zeros(size + kernels.SPACING // np.dtype(dtype).itemsize, dtype)[:size].reshape(shape)
+
+
 class Skeletons:
     """Labels of all distinct instances as lists of special tokens (class != 0), padded with -1."""
 
@@ -79,7 +86,8 @@ class Parameters:
     def __init__(self, learner: Learner, instances: list[Instance], dtype: Any, rate: Any):
         self.learner, self.rate = learner, np.asarray(rate, dtype=float).reshape(-1, 1, 1)
         self.prior = np.stack([instance.prior for instance in instances]).astype(dtype)
-        self.logits = self.prior.copy()
+        self.logits = spaced(self.prior.shape, dtype)
+        self.logits[:] = self.prior
         self.weights = None
         if learner.parametrisation == "loglinear":
             self.features = shared_features(self.prior.shape[-1], learner.features).astype(dtype)
@@ -87,7 +95,7 @@ class Parameters:
             self.weights[..., 0] = 1.0
         trained = self.logits if self.weights is None else self.weights
         moments = trained.shape if learner.optimiser == "adam" else (*trained.shape[:2], 0)
-        self.first_moment, self.second_moment = np.zeros(moments, dtype), np.zeros(moments, dtype)
+        self.first_moment, self.second_moment = spaced(moments, dtype), spaced(moments, dtype)
 
     def ascend(self, gradient: np.ndarray, t: int) -> None:
         """One optimiser step along the gradient of the logits (R, S, A), in place."""

@@ -27,6 +27,9 @@ OPTIONS = {"fastmath": True, "nogil": True, "cache": True, "error_model": "numpy
 # optimised copies of them, and float32 sums then differ in the last bit between the first run and the next.
 HELPER = {**OPTIONS, "forceinline": True}
 BLOCK = 512  # sums are float32 inside a block and float64 across blocks
+# Free bytes after every array of a step. The compiled loops compare addresses: rows that lie closer than one vector
+# step (256 bytes with AVX-512) are summed in scalar order, and tiny problems then round as the heap happens to lie.
+SPACING = 1024
 ADAM_BETA1, ADAM_BETA2, ADAM_EPSILON = 0.9, 0.999, 1e-8
 
 # Columns of the per-row statistics.
@@ -264,7 +267,7 @@ def _evaluate(mass, start, transition, reward, values, q, visits):
 
 
 @njit(**HELPER)
-def _draw(odds, block_sums, multiplicity, u):
+def _draw(odds, block_sums, u):
     """Token index with probability odds / sum(odds), by inversion of the cumulative sum."""
     total = 0.0
     for b in range(block_sums.shape[0]):
@@ -309,7 +312,7 @@ def _sample(
         for _ in range(group):
             s, paid, t = prompt, noise_scale * normals[response], 0
             while s >= 0:
-                a = _draw(odds[s], block_sums[s], None, uniforms[response, t, 0])
+                a = _draw(odds[s], block_sums[s], uniforms[response, t, 0])
                 c = _label(special[s], classes[s], a)
                 states[response, t], tokens[response, t] = s, a
                 paid += reward[s, c]
@@ -423,12 +426,14 @@ def step_runs(
 
     value (R,), entropy (R,), measured (R,): exact return, mean full and mean kept token entropy (nats, weighted by
     visitation) *before* the step. Not ``tabular``: the gradient of the logits goes to ``out`` and nothing moves.
-    ``group`` = 0 means exact gradients. ``kept`` = A (or all tokens) means full entropy.
+    ``group`` = 0 means exact gradients. ``kept`` = A (or all tokens) means full entropy. z, m, v and out come from
+    ``batch.spaced``: any other memory gives the same numbers up to rounding, these the same bits every time.
     """
     R, S, A = z.shape
     C = reward.shape[1]
     sampled = group > 0
-    scratch = np.empty((S, A if tabular else 0), z.dtype)
+    scratch = np.empty((S * A if tabular else 0) + SPACING // z.itemsize, z.dtype)
+    scratch = scratch[: S * A if tabular else 0].reshape(S, A if tabular else 0)
     block_sums = np.empty((S, (A + BLOCK - 1) // BLOCK))
     mass, q = np.empty((S, C)), np.empty((S, C))
     values, visits, shifts = np.empty(S), np.empty(S), np.empty(S)

@@ -29,7 +29,7 @@ from joblib import Parallel, delayed
 from aent.controllers import Constant, Controller
 from aent.entropy import Full, Support, entropy, entropy_gradient
 from toymdp import kernels
-from toymdp.batch import History, Parameters, Randoms, Recorder, Skeletons, first_anchor
+from toymdp.batch import History, Parameters, Randoms, Recorder, Skeletons, first_anchor, spaced
 from toymdp.families import Instance
 from toymdp.mdp import TokenMDP, policy_gradient, softmax, value, visitation
 
@@ -230,7 +230,7 @@ def _train_fused(
     skeletons = Skeletons(instances)
     parameters = Parameters(learner, instances, dtype, learner.learning_rate)
     z = parameters.logits
-    gradient = np.empty_like(z) if not tabular else np.empty((runs, mdp.states, 0), dtype)
+    gradient = spaced((runs, mdp.states, 0 if tabular else mdp.entries), dtype)
     statistics = np.zeros((runs, mdp.states, kernels.STATISTICS))
     statistics[..., kernels.SHIFT] = z.max(axis=-1)
     kept = float(support.kept(mdp.actions))

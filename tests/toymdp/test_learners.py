@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from aent.controllers import Anchored, Band, BangBang, Constant, Dual, ProportionalIntegral, Schedule
 from aent.entropy import DropLowest, Full, Nucleus, TopK, entropy, support_weights
 from toymdp import kernels, learners
+from toymdp.batch import Parameters, Randoms, Skeletons
 from toymdp.families import Instance, lump, random_tree, token_tree, units
 from toymdp.learners import Learner, reference_step, train
 from toymdp.mdp import TokenMDP, optimum, softmax, value, visitation
@@ -359,3 +360,34 @@ def test_freshly_compiled_and_cached_kernels_give_the_same_bits(tmp_path: Path) 
     ]
     assert any(tmp_path.rglob("*.nbc"))
     assert digests[0] == digests[1]
+
+
+def _gradient_at_distance(gap: int) -> np.ndarray:
+    """The gradient of one tiny row, written ``gap`` bytes behind the end of its logits."""
+    instance = token_tree(rng(5), actions=20, optimal=1)
+    mdp, row = instance.mdp, instance.prior.size * 4
+    memory = np.zeros(2 * row + gap, np.uint8)
+    z = memory[:row].view(np.float32).reshape(1, *instance.prior.shape)
+    out = memory[row + gap :].view(np.float32).reshape(z.shape)
+    z[0] = instance.prior
+    statistics = np.zeros((1, mdp.states, kernels.STATISTICS))
+    statistics[..., kernels.SHIFT] = z.max(-1)
+    uniforms, normals = Randoms(mdp, Learner(1, 0.1), [3]).at(0)
+    one, none = np.full(1, 0.3), np.empty((1, mdp.states, 0), np.float32)
+    kernels.step_runs(
+        z, none, none, out, statistics, np.zeros((1, mdp.states), np.int64), np.ones((1, mdp.states)),
+        *Skeletons([instance]).arrays, mdp.start, mdp.transition, mdp.reward, mdp.reward_noise, float(mdp.actions),
+        one, one, 0, uniforms, normals, 16, False, False, True, np.empty(1), np.empty(1), np.empty(1),
+    )  # fmt: skip
+    return out.copy()
+
+
+def test_where_arrays_lie_in_memory_does_not_change_a_bit() -> None:
+    """Adjacent tiny arrays made compiled loops take their scalar path: the last bit then depended on the heap."""
+    far = _gradient_at_distance(1 << 20)
+    np.testing.assert_array_equal(_gradient_at_distance(kernels.SPACING), far)
+    np.testing.assert_allclose(_gradient_at_distance(0), far, atol=1e-7)
+    arrays = Parameters(Learner(1, 0.1), [token_tree(rng(0), actions=20, optimal=1)], np.float32, 0.1)
+    for array in (arrays.logits, arrays.first_moment, arrays.second_moment):
+        assert array.base is not None
+        assert array.base.nbytes >= array.nbytes + kernels.SPACING
