@@ -30,8 +30,8 @@ bench: .venv/.dev  ## speed of the batched learner against its peers and its flo
 	$(BIN)/python -m toymdp.bench
 	$(BIN)/python -m aent.bench
 
-test-slow: .venv/.dev
-	$(BIN)/python -m pytest -m slow
+test-slow: .venv/.dev  ## the tests that take minutes, and all others on fresh random examples
+	$(BIN)/python -m pytest -n auto -m 'not extra' --hypothesis-profile=explore
 
 test-extra: .venv/.extra  ## third-party checks: Stable-Baselines3 trains on the suite, Ray takes a sweep
 	$(BIN)/python -m pytest -m extra

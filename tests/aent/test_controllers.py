@@ -145,7 +145,7 @@ def test_update_is_pure_and_resuming_from_json_goes_on_to_the_same_numbers(rule)
 FINITE = st.floats(allow_nan=False, allow_infinity=False)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(FINITE, min_size=1, max_size=4), st.integers(0, 10**9))
 def test_json_round_trip_is_exact_also_for_arrays(values, step):
     for original in (State(values[0], step, values[-1]), State(np.array(values), step, np.array(values)[::-1])):

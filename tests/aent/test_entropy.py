@@ -110,7 +110,7 @@ def test_number_kept_counts_as_the_authors_code_does():
 # ------------------------------------------------------------------------------------------------ ties and invariance
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(TIED, st.sampled_from(SUPPORTS), st.sampled_from([0.5, 1.0, 1.7]))
 def test_equals_brute_force_with_ties_and_impossible_tokens(row, support, temperature):
     scaled = [value / temperature for value in row]
@@ -137,7 +137,7 @@ def test_rounding_to_bfloat16_ties_and_does_not_favour_token_order():
     torch.testing.assert_close(support_weights(logits[order], kept), weights[order], rtol=0, atol=0)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(TIED, st.sampled_from(SUPPORTS), st.randoms(use_true_random=False))
 def test_permuting_tokens_permutes_the_gradient_and_keeps_the_value(row, support, random):
     logits, order = np.array(row), list(range(len(row)))
@@ -147,7 +147,7 @@ def test_permuting_tokens_permutes_the_gradient_and_keeps_the_value(row, support
     np.testing.assert_allclose(permuted, entropy_gradient(logits, support=support)[order], atol=1e-13)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(SPREAD, st.sampled_from(SUPPORTS), st.integers(-1000, 1000))
 def test_shifting_all_logits_changes_nothing(logits, support, shift):
     before, after = entropy(logits, support=support), entropy(logits + shift, support=support)
@@ -157,14 +157,14 @@ def test_shifting_all_logits_changes_nothing(logits, support, shift):
 # ------------------------------------------------------------------------------------------------- bounds and monotone
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(TIED, st.sampled_from(SUPPORTS))
 def test_between_zero_and_log_of_the_number_kept(row, support):
     value = entropy(np.array(row), support=support)
     assert 0 <= value <= math.log(kept_by(support, row)) + 1e-12
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(TIED)
 def test_adding_the_next_less_likely_token_never_lowers_the_entropy(row):
     """H' - H = h_b(e) - e H with e the new token's share, and H <= -log(smallest kept p) <= -log e <= h_b(e) / e."""
@@ -177,7 +177,7 @@ def test_adding_a_more_likely_token_can_lower_the_entropy():
     assert brute_entropy([0.0, 0.0, 9.0], [1, 1, 0]) > brute_entropy([0.0, 0.0, 9.0], [1, 1, 1]) + 0.6
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(SPREAD, st.sampled_from([Full(), DropLowest(0.33), TopK(3)]))
 def test_a_higher_temperature_never_lowers_the_entropy(logits, support):
     values = [float(entropy(logits, support=support, temperature=t)) for t in (0.3, 0.6, 1.0, 2.0)]
@@ -187,7 +187,7 @@ def test_a_higher_temperature_never_lowers_the_entropy(logits, support):
 # ------------------------------------------------------------------------------------------------------------ nucleus
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(TIED, st.sampled_from([1e-9, 0.1, 0.25, 0.5, 2 / 3, 0.75, 0.9, 0.999999, 1.0]))
 def test_nucleus_is_the_smallest_sufficient_set(row, mass):
     logits = np.array(row)
@@ -221,7 +221,7 @@ def test_nucleus_needs_no_full_sort_but_finds_a_wide_one():
 # ---------------------------------------------------------------------------------------------------------- gradients
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(SPREAD, st.sampled_from(SUPPORTS), st.sampled_from([0.6, 1.0, 2.5]))
 def test_gradient_equals_finite_differences_with_the_support_frozen(logits, support, temperature):
     weights = list(support_weights(logits / temperature, support))
@@ -352,7 +352,7 @@ def test_row_blocks_change_nothing(support, monkeypatch):
 # -------------------------------------------------------------------------------------------------------------- split
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(TIED, st.sampled_from(SUPPORTS))
 def test_split_adds_up_to_the_full_entropy(row, support):
     parts = entropy_split(np.array(row), support)

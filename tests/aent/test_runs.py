@@ -37,7 +37,7 @@ def test_a_run_is_read_back_as_it_was_logged(tmp_path):
 LINE = st.dictionaries(st.text() | st.just("self"), st.floats() | st.integers() | st.text() | st.booleans(), max_size=4)
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(st.lists(LINE, min_size=5, max_size=25))
 def test_every_number_and_string_survives_exactly(tmp_path_factory, lines):
     lines.append({"nan": math.nan, "inf": math.inf, "minus": -math.inf, "zero": -0.0, "tiny": 5e-324})

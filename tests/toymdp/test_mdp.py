@@ -174,7 +174,7 @@ def test_a_deterministic_policy_has_no_entropy_and_no_gradient():
     assert not policy_gradient(mdp, logits, 0.5).any()
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     seed=st.integers(0, 10**6),
     actions=st.integers(2, 3),

@@ -163,7 +163,7 @@ def test_the_two_lemmas_of_the_sharp_constant() -> None:
         assert vertices <= max(math.sqrt(2) * mass * (1 - mass) for mass in masses) + 1e-12
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.tuples(st.floats(-8, 8), st.floats(-5, 5)), min_size=2, max_size=8))
 def test_sharp_bound_on_any_bandit(arms: list[tuple[float, float]]) -> None:
     logits, reward = np.array(arms).T
@@ -327,7 +327,7 @@ def test_worst_case_neither_overflows_nor_needs_a_choice() -> None:
     assert bounds.soft_gap(math.log(7), math.log(7), 1.0) == 0.0
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.floats(1e-3, 20), min_size=1, max_size=12), st.integers(1, 5))
 def test_no_rewards_exceed_the_worst_case(distances: list[float], n: int) -> None:
     odds = np.exp(-np.array(distances))
@@ -372,7 +372,7 @@ def test_a_vanishing_constant_gives_an_empty_bound_not_nan() -> None:
     assert bounds.mismatch(mdp, optimum(mdp), never) == math.inf
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(st.lists(st.tuples(st.floats(-5, 5), st.floats(-3, 3)), min_size=2, max_size=6))
 def test_sharp_lojasiewicz_on_any_bandit(arms: list[tuple[float, float]]) -> None:
     """Coefficient 1, everything written out: KL(pi || softmax(r)) <= ||grad||^2 / (4 min pi^2)."""
