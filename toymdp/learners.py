@@ -230,7 +230,7 @@ def _train_fused(
     skeletons = Skeletons(instances)
     parameters = Parameters(learner, instances, dtype, learner.learning_rate)
     z = parameters.logits
-    gradient = spaced((runs, mdp.states, 0 if tabular else mdp.entries), dtype)
+    gradient = spaced((1 if tabular else runs, mdp.states, mdp.entries), dtype)
     statistics = np.zeros((runs, mdp.states, kernels.STATISTICS))
     statistics[..., kernels.SHIFT] = z.max(axis=-1)
     kept = float(support.kept(mdp.actions))
