@@ -27,8 +27,8 @@ OPTIONS = {"fastmath": True, "nogil": True, "cache": True, "error_model": "numpy
 # optimised copies of them, and float32 sums then differ in the last bit between the first run and the next.
 HELPER = {**OPTIONS, "forceinline": True}
 BLOCK = 512  # sums are float32 inside a block and float64 across blocks
-# Free bytes after every array of a step. The compiled loops compare addresses: rows that lie closer than one vector
-# step (256 bytes with AVX-512) are summed in scalar order, and tiny problems then round as the heap happens to lie.
+# Free bytes behind the logits, moments and gradient. The compiled row loops compare addresses: rows closer than one
+# vector step (256 bytes with AVX-512) are summed in scalar order, and tiny problems then round as the heap lies.
 SPACING = 1024
 ADAM_BETA1, ADAM_BETA2, ADAM_EPSILON = 0.9, 0.999, 1e-8
 
@@ -426,7 +426,8 @@ def step_runs(
 
     value (R,), entropy (R,), measured (R,): exact return, mean full and mean kept token entropy (nats, weighted by
     visitation) *before* the step. Not ``tabular``: the gradient of the logits goes to ``out`` (R, S, A) and nothing
-    moves. ``tabular``: ``out`` (1, S, A) is scratch, allocated once; at 10^7 actions a fresh one costs 4 steps.
+    moves. ``tabular``: ``out`` (1, S, A) is scratch, kept by the caller: above 32 MB the fresh pages of a new one cost
+    more than the step.
     ``group`` = 0 means exact gradients. ``kept`` = A (or all tokens) means full entropy. z, m, v and out come from
     ``batch.spaced``: any other memory gives the same numbers up to rounding, these the same bits every time.
     """
@@ -442,7 +443,7 @@ def step_runs(
     extra, gain = np.empty(slots, np.int64), np.empty(slots)
     for r in range(R):
         i = instance[r]
-        odds = out[min(r, out.shape[0] - 1)]
+        odds = out[0 if tabular else r]
         tokens = float(A)
         if multiplicity is not None:
             tokens = multiplicity[i, 0].sum()
