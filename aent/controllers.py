@@ -37,10 +37,13 @@ __all__ = [
     "BangBang",
     "Constant",
     "Controller",
+    "Doubling",
     "Dual",
     "ProportionalIntegral",
     "Schedule",
+    "Spring",
     "State",
+    "Switch",
     "controller_from_dict",
 ]
 
@@ -195,7 +198,9 @@ class _Boxed(Controller):
         )
         gains = [getattr(self, name) for name in ("step_size", "proportional", "integral") if hasattr(self, name)]
         self._require(all(np.all(np.asarray(gain) >= 0) for gain in gains), "gains and step sizes must be >= 0")
-        self._require(sum(np.asarray(gain) for gain in gains) > 0, "all gains are zero: use Constant instead")
+        self._require(
+            not gains or sum(np.asarray(gain) for gain in gains) > 0, "all gains are zero: use Constant instead"
+        )
 
     def init(self) -> State:
         return State(_plain(self.initial))  # type: ignore[attr-defined]
@@ -372,6 +377,101 @@ class Dual(_Boxed):
     def _rule(self, state: State, measured: np.ndarray) -> tuple[Any, Any]:
         exponent = np.clip(np.asarray(self.step_size) * (self.target - measured), -700, 700)
         return self._project(state.coefficient * np.exp(exponent)), None
+
+
+@dataclass(frozen=True)
+class Spring(Controller):
+    """SIREN's self-anchor: the gradient of the loss strength * (H - H_0)^2, as a coefficient of H.
+
+    c = 2 strength (H_0 - H), H_0 the first measurement (``memory``): a bonus below the anchor, a penalty above it. The
+    measurement is that of the step before, where SIREN's loss uses the step's own.
+
+    Fixed point: H = H_0 only if the policy rests there by itself; proportional control leaves an offset,
+    (H_rest - H_0) / (1 + gain * 2 strength). Stable for gain * 2 strength < 1.
+
+    Reference: arXiv 2509.25133 (strength .005).
+    """
+
+    strength: Scalar = 0.005
+
+    def __post_init__(self) -> None:
+        self._require_finite()
+        self._require(np.asarray(self.strength) > 0, "strength must be positive: use Constant(0) for no anchor")
+
+    def init(self) -> State:
+        return State(_plain(np.zeros_like(np.asarray(self.strength, dtype=float))))
+
+    def _rule(self, state: State, measured: np.ndarray) -> tuple[Any, Any]:
+        anchor = measured.copy() if state.memory is None else np.asarray(state.memory)
+        return 2 * np.asarray(self.strength) * (anchor - measured), anchor
+
+
+@dataclass(frozen=True)
+class Doubling(_Boxed):
+    """REPO-R's rule: c' = Proj[2 c if H < H_0 else c / 2], H_0 the first measurement (``memory``).
+
+    Fixed point: none; within reach H alternates around H_0 while c moves by a factor of two. Always bounded. The box is
+    this project's own: no bounds are published, and without them c overflows.
+
+    Reference: arXiv 2603.11682 (zeta doubles below the initial entropy and halves above).
+    """
+
+    initial: Scalar = 0.1
+    minimum: Scalar = 1e-3
+    maximum: Scalar = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._require(np.asarray(self.minimum) > 0, "minimum must be > 0: doubling 0 leads nowhere")
+
+    def _rule(self, state: State, measured: np.ndarray) -> tuple[Any, Any]:
+        anchor = measured.copy() if state.memory is None else np.asarray(state.memory)
+        factor = np.where(measured < anchor, 2.0, 0.5)
+        return self._project(np.where(state.memory is None, 1.0, factor) * state.coefficient), anchor
+
+
+@dataclass(frozen=True)
+class Switch(Controller):
+    """Three values of the coefficient: ``below`` the band of entropy, ``inside`` it, ``above`` it.
+
+    The band [low, high] moves linearly to [low_end, high_end] over ``steps`` updates and then rests; by default it does
+    not move. Starts at ``inside``.
+
+    Fixed point: inside the band if the policy rests there with ``inside``; else H alternates around an end.
+
+    Reference: AEPO, arXiv 2510.08141 (temperature 1.2 up to the target entropy, .8 above: low = high); Entrocraft,
+    arXiv 2604.26326 (1 / 0 / -1 and a band .6 to .7 that falls to .4 to .5).
+    """
+
+    low: Scalar
+    high: Scalar
+    below: float = 1.0
+    inside: float = 0.0
+    above: float = -1.0
+    low_end: Scalar | None = None
+    high_end: Scalar | None = None
+    steps: Scalar = 1
+
+    def __post_init__(self) -> None:
+        ends = [self.low, self.high, *(end for end in (self.low_end, self.high_end) if end is not None)]
+        self._require(all(np.all(np.isfinite(np.asarray(end, dtype=float))) for end in ends), "bounds must be finite")
+        self._require((np.asarray(self.low) >= 0) & (np.asarray(self.low) <= self.high), "expected 0 <= low <= high")
+        self._require((self.low_end is None) == (self.high_end is None), "give low_end and high_end together")
+        self._require(np.asarray(self.steps) >= 1, "steps must be at least 1")
+
+    def init(self) -> State:
+        return State(_plain(np.full(np.shape(np.asarray(self.low)), float(self.inside))))
+
+    def _rule(self, state: State, measured: np.ndarray) -> tuple[Any, Any]:
+        low, high = self.band(state.step)
+        return np.where(measured < low, self.below, np.where(measured > high, self.above, self.inside)), None
+
+    def band(self, step: int) -> tuple[Any, Any]:
+        """[low, high] in nats that the measurement of update ``step`` is compared with."""
+        done = np.minimum(step / np.asarray(self.steps, dtype=float), 1.0)
+        ends = ((self.low, self.low_end), (self.high, self.high_end))
+        low, high = (np.asarray(a) + (0 if b is None else (np.asarray(b) - a) * done) for a, b in ends)
+        return low, high
 
 
 # -------------------------------------------------------------------------------------------------------- internals

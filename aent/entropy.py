@@ -36,6 +36,7 @@ __all__ = [
     "Nucleus",
     "Support",
     "TopK",
+    "Tsallis",
     "clamped_entropy",
     "entropy",
     "entropy_gradient",
@@ -153,6 +154,24 @@ class Nucleus:
 
     def weights(self, logits: Any) -> Any:
         return _nucleus_weights(logits, self.mass)
+
+
+@dataclass(frozen=True)
+class Tsallis:
+    """Not a support but another entropy over all tokens: Tsallis' of index 2, (1 - sum_a p_a^2) / 2, no unit.
+
+    Its gradient at the logits is -p (p - sum p^2): quadratic in p, so that a thin tail is paid next to nothing; the
+    policy that it and a reward make optimal gives most tokens exactly zero (sparsemax). Largest value (1 - 1/V) / 2.
+
+    Reference: arXiv 1709.06293.
+    """
+
+    def kept(self, vocabulary: int) -> int:
+        """Number of tokens kept out of ``vocabulary``: all."""
+        return vocabulary
+
+    def weights(self, logits: Any) -> Any:
+        return array_namespace(logits).ones_like(logits)
 
 
 @_by_blocks_of_rows
@@ -323,8 +342,8 @@ class _Renormalised:
     Logits are clipped from far below instead: the probability there is exactly 0, value and gradient stay finite.
     """
 
-    def __init__(self, xp: Any, scaled: Any, weights: Any):
-        self.xp, self.scaled = xp, scaled
+    def __init__(self, xp: Any, scaled: Any, weights: Any, tsallis: bool = False):
+        self.xp, self.scaled, self.tsallis = xp, scaled, tsallis
         with np.errstate(divide="ignore"):
             log_kept = xp.log(xp.ceil(weights))  # 0 kept, -inf dropped; in numpy many times faster than ``where``
         peak = xp.max(_detached(scaled) + log_kept, axis=-1, keepdims=True)
@@ -343,13 +362,20 @@ class _Renormalised:
         _check_type(logits)
         scaled = logits if temperature == 1.0 else logits / float(temperature)  # a numpy float64 would change the dtype
         _check_values(scaled)
-        return cls(array_namespace(logits), scaled, _weights(scaled, support))
+        return cls(array_namespace(logits), scaled, _weights(scaled, support), isinstance(support, Tsallis))
 
     def entropy(self) -> Any:
+        if self.tsallis:
+            return (1 - self._collision()) / 2
         value = -self.xp.sum(self.probability * self.log_probability, axis=-1)
         return self.xp.where(value > 0, value, self.xp.zeros_like(value))[()]  # -1e-17 from rounding is 0
 
+    def _collision(self) -> Any:
+        return self.xp.sum(self.probability * self.probability, axis=-1)
+
     def entropy_gradient(self) -> Any:
+        if self.tsallis:
+            return -self.probability * (self.probability - self._collision()[..., None])
         return -self.probability * (self.log_probability + self.entropy()[..., None])
 
 
