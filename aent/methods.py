@@ -119,10 +119,7 @@ METHODS: dict[str, Method] = {
         reading="the tempered samples are the last quarter of every group and carry alpha = 1",
     ),
     "ce-gppo": Method("CE-GPPO", "arXiv 2509.20712", Constant(0.75), GradientPreserving()),
-    "era": Method(
-        "ERA", "arXiv 2510.08549", Constant(0.45), LogitScaling(),
-        reading="whether a response is sharpened is decided anew at every update, not once per rollout",
-    ),
+    "era": Method("ERA", "arXiv 2510.08549", Constant(0.45), LogitScaling()),
     "qae": Method("QAE", "arXiv 2509.22611", Constant(0.4), QuantileBaseline()),
     "repo-r": Method(
         "REPO-R", "arXiv 2603.11682", Doubling(), LogProbAdvantage(),

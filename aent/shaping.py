@@ -220,7 +220,7 @@ def _row_quantile(values: Any, mask: Any, level: Any) -> Any:
     counted = xp.sum(mask * xp.ones_like(values), axis=-1, keepdims=True)
     wanted = level * xp.maximum(counted - 1, xp.zeros_like(counted))
     hat = xp.maximum(1 - xp.abs(place - wanted), xp.zeros_like(ordered))  # linear interpolation as weights
-    return xp.sum(xp.where(hat > 0, hat * ordered, xp.zeros_like(ordered)), axis=-1, keepdims=True)
+    return xp.sum(hat * xp.where(hat > 0, ordered, xp.zeros_like(ordered)), axis=-1, keepdims=True)
 
 
 # ----------------------------------------------------------------------------------------- rules that place the bonus
@@ -446,8 +446,9 @@ class GradientPreserving(_PolicyRule):
 class LogitScaling(_PolicyRule):
     """ERA: good responses of low entropy are trained on sharpened logits, which leaves their own entropy high.
 
-    For A > 0 and H_resp, the mean of the response's top ``share`` of token entropies: below the coefficient the logits
-    are multiplied by ``factor`` and A divided by it, above ``upper`` the other way round; else nothing changes.
+    For A > 0 and H_resp, the mean of the response's top ``share`` of token entropies when it was sampled: below the
+    coefficient the logits are multiplied by ``factor`` and A divided by it, above ``upper`` the other way round; else
+    nothing changes. Old and new log-probabilities are both those of the scaled logits.
 
     Reference: arXiv 2510.08549, language-model form (factor 2, bounds .45 and 3, top 20%).
     """
@@ -456,10 +457,11 @@ class LogitScaling(_PolicyRule):
     upper: float = 3.0
     share: float = 0.2
 
+    needs: ClassVar[tuple[str, ...]] = ("old_entropy",)
     scales_logits: ClassVar[bool] = True
 
     def logit_scale(self, tokens: Tokens, coefficient: Any) -> Any:
-        xp, entropy, mask = array_namespace(tokens.log_probs), tokens.entropy, tokens.mask
+        xp, entropy, mask = array_namespace(tokens.log_probs), tokens.old_entropy, tokens.mask
         down = -xp.sort(-xp.where(mask > 0, entropy, xp.full_like(entropy, -1.0)), axis=-1)  # entropies are >= 0
         counted = xp.sum(mask * xp.ones_like(entropy), axis=-1, keepdims=True)
         count = xp.maximum(xp.floor(self.share * counted + 1e-6), xp.ones_like(counted))
