@@ -12,7 +12,10 @@ As in the paper's objective (and every GRPO code) the bonus does not differentia
 ``reference_step`` is the definition in plain numpy; ``kernels.py`` is the same in fused loops and is used whenever the
 support keeps tokens by count. ``engine="reference"`` accepts any support rule.
 
-Left out: value baselines, importance ratios and clipping (one on-policy update per group makes them 1).
+With a shaping rule, or several updates per sampled group, ``shaped.py`` takes over: importance ratios and clipping are
+there. One update per group makes every ratio 1.
+
+Left out: value baselines.
 
 Shape legend: R runs, S states, A tokens (or lumps), T records, F features.
 """
@@ -21,17 +24,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 from joblib import Parallel, delayed
 
 from aent.controllers import Constant, Controller
-from aent.entropy import Full, Support, entropy, entropy_gradient
+from aent.entropy import Full, Nucleus, Support, Tsallis, entropy, entropy_gradient
+from aent.shaping import Shaping
 from toymdp import kernels
 from toymdp.batch import History, Parameters, Randoms, Recorder, Skeletons, first_anchor, spaced
 from toymdp.families import Instance
 from toymdp.mdp import TokenMDP, policy_gradient, softmax, value, visitation
+from toymdp.shaped import train_shaped
 
 CACHE_BYTES = 8 << 20  # a chunk of runs is stepped together; its arrays should stay in the last-level cache
 
@@ -47,6 +53,7 @@ class Learner:
         gradient: "sampled" (group-relative advantages, as GRPO) or "exact".
         parametrisation: "tabular" or "loglinear".
         group_size: responses per prompt and step (sampled only); every start state is a prompt.
+        updates: optimiser steps on each sampled group (sampled only); from the second on PPO's ratio and clip matter.
         features: random features of the log-linear policy.
         record_every: steps between records; the last state is always recorded.
     """
@@ -57,6 +64,7 @@ class Learner:
     gradient: str = "sampled"
     parametrisation: str = "tabular"
     group_size: int = 16
+    updates: int = 1
     features: int = 64
     record_every: int = 20
 
@@ -68,8 +76,10 @@ class Learner:
         ):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"Learner({name}={getattr(self, name)!r}): expected one of {', '.join(allowed)}")
-        if self.steps < 1 or self.record_every < 1 or self.features < 1:
-            raise ValueError("Learner: steps, record_every and features must be at least 1")
+        if min(self.steps, self.record_every, self.features, self.updates) < 1:
+            raise ValueError("Learner: steps, record_every, features and updates must be at least 1")
+        if self.updates > 1 and self.gradient == "exact":
+            raise ValueError("Learner: updates > 1 reuse a sample, which gradient='exact' has not; use 'sampled'")
         if self.gradient == "sampled" and self.group_size < 2:
             raise ValueError("Learner: a group-relative baseline needs group_size >= 2")
         if not np.all(np.asarray(self.learning_rate) > 0):
@@ -82,6 +92,7 @@ def train(
     *,
     support: Support = Full(),
     controller: Controller = Constant(0.0),
+    shaping: Shaping = Shaping(),
     seeds: Sequence[int] | None = None,
     engine: str = "auto",
     dtype: Any = np.float32,
@@ -93,9 +104,10 @@ def train(
         instances: R instances of one family (same skeleton and |A|).
         support: tokens the entropy bonus is taken over.
         controller: the coefficient rule; fields may be arrays (R,), entry i for run i.
+        shaping: the rule that weighs sampled tokens; the plain one is GRPO with a bonus.
         seeds: R sampling seeds; run i depends on its instance, settings and seed alone, not on its neighbours (to
             the bit when tabular; log-linear runs share a matrix product and differ by rounding).
-        engine: "auto", "fused" or "reference".
+        engine: "auto", "fused" or "reference"; the last knows the plain rule only.
         dtype: of the logits, float32 or float64.
         n_jobs: joblib workers over chunks of runs; None follows ``joblib.parallel_config``.
 
@@ -106,12 +118,11 @@ def train(
     runs = len(instances)
     seeds = range(runs) if seeds is None else seeds
     _check(instances, learner, seeds, engine)
-    fused = engine == "fused" or (engine == "auto" and hasattr(support, "kept"))
-    if fused and not hasattr(support, "kept"):
-        raise ValueError(f"{support!r} does not keep tokens by count: use engine='reference'")
-    if not fused and instances[0].mdp.multiplicity is not None:
-        raise ValueError("lumped instances need the fused engine and a support that keeps tokens by count")
-    chunk = _train_fused if fused else _train_reference
+    if _is_shaped(learner, support, shaping) and engine != "reference":
+        _check_shaped(instances, learner, support)
+        chunk: Any = partial(train_shaped, rule=shaping)
+    else:
+        chunk = _unshaped(instances, learner, support, shaping, engine)
     size = int(np.clip(CACHE_BYTES // _bytes_per_run(instances[0], learner, dtype), 1, runs))
     parts = [slice(begin, begin + size) for begin in range(0, runs, size)]
     histories = Parallel(n_jobs=n_jobs)(
@@ -120,12 +131,29 @@ def train(
             _for_runs(learner, part, runs),
             support,
             _for_runs(controller, part, runs),
-            list(seeds[part]),
-            dtype,
+            seeds=list(seeds[part]),
+            dtype=dtype,
         )
         for part in parts
     )
     return History.joined(list(histories))  # type: ignore[arg-type]
+
+
+def _is_shaped(learner: Learner, support: Support, shaping: Shaping) -> bool:
+    """Whether the one-pass kernel does not know what is asked for."""
+    return type(shaping) is not Shaping or learner.updates > 1 or isinstance(support, Tsallis)
+
+
+def _unshaped(instances: Sequence[Instance], learner: Learner, support: Support, shaping: Shaping, engine: str) -> Any:
+    """The plain engine that can serve: fused for supports that keep tokens by count, else reference."""
+    if type(shaping) is not Shaping or learner.updates > 1:
+        raise ValueError("engine='reference' knows the plain rule and one update per group only: use engine='auto'")
+    fused = engine == "fused" or (engine == "auto" and hasattr(support, "kept"))
+    if fused and not hasattr(support, "kept"):
+        raise ValueError(f"{support!r} does not keep tokens by count: use engine='reference'")
+    if not fused and instances[0].mdp.multiplicity is not None:
+        raise ValueError("lumped instances need the fused engine and a support that keeps tokens by count")
+    return _train_fused if fused else _train_reference
 
 
 # ------------------------------------------------------------------------------------------------ the definition
@@ -285,6 +313,15 @@ def _check(instances: Sequence[Instance], learner: Learner, seeds: Sequence[int]
     if first.multiplicity is not None and learner.parametrisation == "loglinear":
         raise ValueError(
             "train: log-linear features differ between the tokens of a lump; use parametrisation='tabular'"
+        )
+
+
+def _check_shaped(instances: Sequence[Instance], learner: Learner, support: Support) -> None:
+    if learner.gradient != "sampled":
+        raise ValueError("train: a shaping rule weighs sampled tokens; use Learner(gradient='sampled')")
+    if not hasattr(support, "kept") and not isinstance(support, Nucleus):
+        raise ValueError(
+            f"train: {support!r} with a shaping rule: expected full, drop-lowest, top-k, nucleus or Tsallis"
         )
 
 
