@@ -19,18 +19,10 @@ from matplotlib.lines import Line2D
 from paper_figures import style
 from paper_figures.scale import Frame, Progress, Scale, silent
 from paper_figures.verdicts import Verdict
-from toymdp.compare import (
-    METHODS,
-    STRENGTHS,
-    Budget,
-    Cell,
-    best_setting,
-    bootstrap_interval,
-    evaluate,
-    summarise,
-    window,
-)
+from toymdp.compare import Budget, Cell, best_setting, bootstrap_interval, evaluate, summarise, window
 from toymdp.learners import Learner
+from toymdp.methods import STRENGTHS
+from toymdp.methods import SUPPORTS as METHODS
 
 TITLE = "Tuned fairly, who wins where?"
 CLAIM = (

@@ -1,9 +1,9 @@
-"""No / full / clamped / adaptive entropy bonuses on the suite, every one tuned with the same budget.
+"""No / full / clamped / adaptive bonuses and the other methods of the field on the suite, tuned with the same budget.
 
-A comparison is a list of cells (a setting of the suite and a learner) times a list of methods (a support and a
-coefficient rule). Each method gets the same number of settings (strength x learning rate) and the same tuning seeds;
-the best by mean final value is then run on test seeds that were not used for tuning. Judge the *end* of a run: a full
-bonus can first rise and then explode, and the peak hides it; both are recorded.
+A comparison is a list of cells (a setting of the suite and a learner) times a list of methods (``methods.py``: a
+support, a coefficient rule and a shaping rule). Each method gets the same number of settings (strength x learning rate)
+and the same tuning seeds; the best by mean final value is then run on test seeds that were not used for tuning. Judge
+the *end* of a run: a full bonus can first rise and then explode, and the peak hides it; both are recorded.
 
 The grids are this project's own design (the paper's synthetic settings are not public).
 
@@ -26,42 +26,12 @@ import pandas as pd
 from joblib import Parallel, delayed
 from tqdm.auto import tqdm
 
-from aent.controllers import Band, Constant, Controller
-from aent.entropy import DropLowest, Full, Support, TopK
 from aent.runs import Run
 from toymdp import suite
 from toymdp.learners import Learner, train
+from toymdp.methods import METHODS, STRENGTHS, Method
 
 Frame = Any  # a pandas DataFrame; pandas ships no types
-
-STRENGTHS = (0.01, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4)  # coefficients every constant bonus is tuned over
-BANDS = (0.1, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0)  # lower ends (nats) every band controller is tuned over
-
-
-@dataclass(frozen=True)
-class Method:
-    """A bonus: support x coefficient rule. ``controller`` maps strengths (R,) to one controller for R runs."""
-
-    label: str
-    support: Support
-    controller: Callable[[np.ndarray], Controller]
-    strengths: tuple[float, ...] = STRENGTHS
-
-
-def band(low: np.ndarray) -> Band:
-    """AEnt's controller on the band [low, 1.5 low]; start, step size and box are this project's own design."""
-    return Band(0.2, low, 1.5 * low, step_size=0.02, minimum=0.001, maximum=max(STRENGTHS))
-
-
-METHODS: dict[str, Method] = {
-    "none": Method("no bonus", Full(), lambda strength: Constant(0.0), strengths=()),
-    "full": Method("full entropy", Full(), Constant),
-    "clamp40": Method("clamped, drop 40%", DropLowest(0.4), Constant),
-    "clamp90": Method("clamped, drop 90%", DropLowest(0.9), Constant),
-    "keep100": Method("clamped, keep 100", TopK(100), Constant),
-    "full-band": Method("full entropy + band", Full(), band, BANDS),
-    "keep100-band": Method("clamped, keep 100 + band", TopK(100), band, BANDS),
-}
 
 
 @dataclass(frozen=True)
@@ -119,6 +89,7 @@ def evaluate(
         replace(cell.learner, learning_rate=rate),
         support=method.support,
         controller=method.controller(strength),
+        shaping=method.shaping,
         seeds=[int(s) for s in seed],
         n_jobs=n_jobs,
     )
@@ -251,6 +222,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--methods", nargs="+", metavar="NAME", default=["all"], help=f"all, or of {', '.join(METHODS)}"
     )
     parser.add_argument("--steps", type=int, help="updates per run instead of the scale's")
+    parser.add_argument(
+        "--updates", type=int, default=1, help="optimiser steps per sampled group: above 1 clips act (default: 1)"
+    )
     parser.add_argument("--optimiser", choices=("adam", "sgd"), default="adam")
     parser.add_argument("--gradient", choices=("sampled", "exact"), default="sampled")
     parser.add_argument("--parametrisation", choices=("tabular", "loglinear"), default="tabular")
@@ -274,9 +248,8 @@ def main(args: argparse.Namespace) -> int:
         raise ValueError("--resume needs --out DIRECTORY, the run directory to go on with")
     settings = tuple(suite.setting(name).name for name in args.settings or settings)
     rates = tuple(args.rates or DEFAULT_RATES[args.optimiser])
-    learner = Learner(
-        steps if args.steps is None else args.steps, rates[0], args.optimiser, args.gradient, args.parametrisation
-    )
+    steps = steps if args.steps is None else args.steps
+    learner = Learner(steps, rates[0], args.optimiser, args.gradient, args.parametrisation, updates=args.updates)
     cells = [Cell(setting, learner, rates) for setting in settings]
     config = {
         "settings": settings,

@@ -139,13 +139,14 @@ class _Runs:
         group, mdp = self.learner.group_size, self.mdp
         uniforms, normals = self.randoms.at(phase)
         shape = uniforms.shape[:3]
-        states, tokens, clean = np.empty(shape, np.int64), np.zeros(shape, np.int64), np.empty(shape[:2])
+        states, tokens = np.empty(shape, np.int64), np.zeros(shape, np.int64)
+        clean: Any = np.empty(shape[:2])
         instance, special, classes, _ = self.skeletons.arrays
         shaped_kernels.sample_runs(
             self.z, self.odds, self.block_sums, self.shifts, instance, special, classes, mdp.start, mdp.transition,
             mdp.reward, uniforms, group, tempered_members(self.rule, group), coefficient, states, tokens, clean,
         )  # fmt: skip
-        grouped = (len(clean), clean.shape[1] // group, group)
+        grouped = (len(clean), shape[1] // group, group)
         rewards = (clean + mdp.reward_noise * normals).reshape(grouped)
         advantages = self.rule.group_advantages(rewards, coefficient[:, None, None]).reshape(clean.shape)
         correct = (clean >= CORRECT * mdp.reward.max()).reshape(grouped).mean(axis=-1, keepdims=True)
