@@ -152,6 +152,8 @@ def _settings() -> dict[str, Setting]:
         *(_units(f"fig1-small-n{n}", "1e3", n, count=5, tags=("fig1", "smoke")) for n in (15, 1)),
         *(_tree(f"tree-{size}-h{h}-n{n}", size, n, h) for size in ("1e3", "1e4") for h in (2, 3, 5) for n in (1, 5)),
         *(_tree(f"slip-{size}-h{h}-n5", size, 5, h, slip=0.1) for size in ("1e3", "1e4") for h in (2, 3)),
+        # Eight prompts of unlike difficulty (the optimum's rank differs), for methods that weigh prompts.
+        _units("prompts-1e3-n1", "1e3", 1, count=8, prior="plausible", decoys=3, decoy_reward=0.5, reward_noise=0.3),
         *(_tree(f"lumped-{size}-n{n}", size, n, bins=512) for size in ("1e5", "1e7", "1e9") for n in (1, 15)),
         *(_tree(f"lumped-{size}-h3-n5", size, 5, 3, bins=512) for size in ("1e5", "1e9")),
         *(_units(f"lumped-fig1-1e5-n{n}", "1e5", n, bins=512, tags=("fig1",)) for n in (15, 10, 5, 1)),
@@ -190,9 +192,10 @@ def _tree(
 def _units(name: str, size: str, optimal: int, *, count: int = 20, tags: tuple[str, ...] = (), **more: Any) -> Setting:
     """A setting of ``families.units``."""
     options = {"actions": int(float(size)), "optimal": optimal, "count": count, "prior": "gaussian", **more}
-    summary = f"{count} independent one-token problems: find {optimal} of {size} in each; gaussian prior"
+    prior = options["prior"]
+    summary = f"{count} independent one-token problems: find {optimal} of {size} in each; {prior} prior"
     lumped = ("lumped",) if "bins" in more else ()
-    own = ("units", "h1", f"A{size}", f"n{optimal}", "gaussian")
+    own = ("units", "h1", f"A{size}", f"n{optimal}", prior)
     return Setting(name, "units", options, own + lumped + tags, summary + (", in bins" if lumped else ""))
 
 

@@ -7,9 +7,14 @@ A TRL user changes one class name and adds what the bonus is taken over and how 
                                             "minimum": 6e-4, "maximum": 9e-3},
                         entropy_warmup_steps=30)
 
-Support rules and controllers are those of ``aent``, given as objects or as dictionaries with a ``type`` (``Band``,
-``band`` and ``bang_bang`` are all understood); the fields hold plain dictionaries afterwards, because a config is saved
-as JSON. TRL's own entropy bonus is refused beside ours: two bonuses in one loss have no meaning.
+or takes a published method by its name and replaces what should be different:
+
+    AEntGRPOConfig(..., entropy_method="siren", entropy_support={"type": "nucleus", "mass": 0.9})
+
+Supports, controllers and shaping rules are those of ``aent``, given as objects or as dictionaries with a ``type``
+(``Band``, ``band`` and ``bang_bang`` are all understood); the fields hold plain dictionaries afterwards, because a
+config is saved as JSON. Where TRL has a method built in (clip-higher, Skywork-OR1) the method's name sets TRL's fields;
+otherwise TRL's own entropy bonus is refused beside ours: two bonuses in one loss have no meaning.
 """
 
 from __future__ import annotations
@@ -19,16 +24,20 @@ import json
 import math
 import warnings
 from dataclasses import asdict, dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 from trl.trainer.grpo_config import GRPOConfig
 
-from aent.controllers import Controller, controller_from_dict
-from aent.entropy import DropLowest, Full, Nucleus, Support, TopK
+from aent.controllers import Constant, Controller, controller_from_dict
+from aent.entropy import DropLowest, Full, Nucleus, Support, TopK, Tsallis
+from aent.methods import METHODS, Method, method
+from aent.shaping import Shaping, shaping_from_dict, tempered_members
 
-__all__ = ["AEntGRPOConfig", "controller", "support", "support_to_dict"]
+__all__ = ["AEntGRPOConfig", "Parts", "controller", "method_name", "parts", "shaping", "support", "support_to_dict"]
 
-SUPPORTS: dict[str, type] = {"Full": Full, "DropLowest": DropLowest, "TopK": TopK, "Nucleus": Nucleus}
+SUPPORTS: dict[str, type] = {one.__name__: one for one in (Full, DropLowest, TopK, Nucleus, Tsallis)}
+PARTS = ("entropy_support", "entropy_controller", "entropy_shaping")
+TOKEN_LOSSES = ("grpo", "bnpo", "dr_grpo", "dapo")  # of TRL: -weight * log pi per token, which a rule can take over
 
 
 def support(given: Any) -> Support:
@@ -48,7 +57,7 @@ def support(given: Any) -> Support:
 
 
 def support_to_dict(rule: Support) -> dict[str, Any]:
-    """Inverse of ``support``, for the four rules of ``aent.entropy``."""
+    """Inverse of ``support``, for the rules of ``aent.entropy``."""
     return {"type": type(rule).__name__, **asdict(rule)}  # type: ignore[call-overload]
 
 
@@ -66,24 +75,101 @@ def controller(given: Any) -> Controller:
     return controller_from_dict({"type": name, **options})
 
 
+def shaping(given: Any) -> Shaping:
+    """A rule of ``aent.shaping`` from ``"kl_covariance"``, ``{"type": "PeakBonus", "quantile": .9}`` or a rule itself.
+
+    Raises:
+        ValueError: as ``aent.shaping.shaping_from_dict``.
+    """
+    if isinstance(given, Shaping):
+        return given
+    name, options = _parts(given, Shaping.registry, "entropy_shaping")
+    return shaping_from_dict({"type": name, **options})
+
+
+def method_name(given: str) -> str:
+    """The key of ``aent.methods.METHODS``; case, underscores and hyphens do not matter.
+
+    Raises:
+        ValueError: unknown name, with the nearest known one.
+    """
+    names = {_plain(name): name for name in METHODS}
+    if (name := names.get(_plain(str(given)))) is None:
+        method(str(given))  # says what there is
+    return str(name)
+
+
+class Parts(NamedTuple):
+    """What a config comes down to. ``trl`` are the fields of ``GRPOConfig`` that do the method's work, if TRL does."""
+
+    support: Support
+    controller: Controller
+    shaping: Shaping
+    trl: dict[str, Any]
+
+
+def parts(name: str | None, support_: Any = None, controller_: Any = None, shaping_: Any = None) -> Parts:
+    """A method and what replaces its parts (``None``: nothing) -> the parts; without a method full entropy, no bonus.
+
+    TRL does a method that it has built in as long as neither controller nor shaping are others.
+
+    Raises:
+        ValueError: as ``support``, ``controller``, ``shaping``, ``method_name``; a shaping rule without a coefficient.
+    """
+    chosen = Method("", "") if name is None else METHODS[method_name(name)]
+    over = chosen.support if support_ is None else support(support_)
+    moves = chosen.controller if controller_ is None else controller(controller_)
+    shapes = chosen.shaping if shaping_ is None else shaping(shaping_)
+    if chosen.trl and (controller_ is None or moves == Constant(0.0)) and (shaping_ is None or shapes == Shaping()):
+        return Parts(over, Constant(0.0), Shaping(), chosen.trl)
+    if name is None and controller_ is None and type(shapes) is not Shaping:
+        raise ValueError(
+            f"{type(shapes).__name__} has a coefficient, and none was given: set entropy_controller (a number, or a "
+            "rule that moves it), or take a published method with entropy_method"
+        )
+    return Parts(over, moves, shapes, {})
+
+
 @dataclass
 class AEntGRPOConfig(GRPOConfig):
     """``trl.GRPOConfig`` and the entropy block. Entropies are nats per completion token at the sampling temperature.
 
+    What a method sets in TRL (``epsilon_high``, ``use_adaptive_entropy`` and its fields, ``beta`` for ADRPO) it sets
+    where the field has TRL's default; another value given stays.
+
     Raises:
         ValueError: TRL's ``entropy_coef`` or ``use_adaptive_entropy`` beside ours; a rollout phase that is not a whole
-            number of optimiser steps; ``save_total_limit`` 1; anything the support or the controller refuses.
+            number of optimiser steps; ``save_total_limit`` 1; a setting of TRL that a shaping rule cannot honour;
+            anything the support, the controller or the rule refuses.
     """
 
-    _VALID_DICT_FIELDS: ClassVar[list[str]] = [*GRPOConfig._VALID_DICT_FIELDS, "entropy_support", "entropy_controller"]
+    _VALID_DICT_FIELDS: ClassVar[list[str]] = [*GRPOConfig._VALID_DICT_FIELDS, *PARTS]
 
+    entropy_method: str | None = field(
+        default=None,
+        metadata={
+            "help": "A published method by its name in aent.methods, e.g. clip-cov; the parts given replace its."
+        },
+    )
     entropy_support: Any = field(
-        default_factory=lambda: {"type": "Full"},
-        metadata={"help": "Tokens the bonus is taken over: full, drop_lowest (share), top_k (k), nucleus (mass)."},
+        default=None,
+        metadata={
+            "help": "Tokens the bonus is taken over: full, drop_lowest (share), top_k (k), nucleus (mass), or the "
+            "entropy tsallis. None: the method's, else full."
+        },
     )
     entropy_controller: Any = field(
-        default_factory=lambda: {"type": "Constant", "coefficient": 0.0},
-        metadata={"help": "Rule that moves the coefficient, any of aent.controllers; a number is a constant."},
+        default=None,
+        metadata={
+            "help": "Rule that moves the coefficient, any of aent.controllers; a number is a constant. None: the "
+            "method's, else 0."
+        },
+    )
+    entropy_shaping: Any = field(
+        default=None,
+        metadata={
+            "help": "What is done to the policy gradient, a rule of aent.shaping. None: the method's, else PPO's."
+        },
     )
     entropy_warmup_steps: int = field(
         default=0,
@@ -107,21 +193,39 @@ class AEntGRPOConfig(GRPOConfig):
     )
 
     def __post_init__(self) -> None:
-        for name in ("entropy_support", "entropy_controller"):
+        for name in PARTS:
             value = getattr(self, name)
             if isinstance(value, str) and value.lstrip().startswith("{"):  # from a command line
                 setattr(self, name, json.loads(value))
-        self.entropy_support = support_to_dict(support(self.entropy_support))
-        self.entropy_controller = controller(self.entropy_controller).to_dict()
+        self._resolve_parts()
         super().__post_init__()
         self._check_entropy_block()
+        self._check_shaping(shaping(self.entropy_shaping))
+
+    def _resolve_parts(self) -> None:
+        found = parts(self.entropy_method, self.entropy_support, self.entropy_controller, self.entropy_shaping)
+        if self.entropy_method is not None:
+            self.entropy_method = method_name(self.entropy_method)
+        for name, value in found.trl.items():
+            self._set_default(name, value)
+        if self.entropy_method == "adrpo" and "reference_log_probs" in found.shaping.needs:
+            self._set_default("beta", found.controller.init().coefficient)
+        self.entropy_support = support_to_dict(found.support)
+        self.entropy_controller = found.controller.to_dict()
+        self.entropy_shaping = found.shaping.to_dict()
+        self._trl_pays = bool(found.trl.get("use_adaptive_entropy"))
+
+    def _set_default(self, name: str, value: Any) -> None:
+        if getattr(self, name) == GRPOConfig.__dataclass_fields__[name].default:
+            setattr(self, name, value)
 
     def _check_entropy_block(self) -> None:
-        if self.entropy_coef != 0.0 or self.use_adaptive_entropy:
+        if not self._trl_pays and (self.entropy_coef != 0.0 or self.use_adaptive_entropy):
             raise ValueError(
                 "entropy_coef / use_adaptive_entropy are TRL's own bonus; beside AEnt's there would be two. "
                 "Leave them at 0 / False and set entropy_support and entropy_controller, e.g. "
-                "entropy_controller={'type': 'constant', 'coefficient': 0.01} or {'type': 'bang_bang', ...}"
+                "entropy_controller={'type': 'constant', 'coefficient': 0.01} or {'type': 'bang_bang', ...}; for TRL's "
+                "own adaptive bonus take entropy_method='skywork'"
             )
         if self.entropy_warmup_steps < 0:
             raise ValueError(f"entropy_warmup_steps={self.entropy_warmup_steps}: expected a number of phases >= 0")
@@ -134,7 +238,7 @@ class AEntGRPOConfig(GRPOConfig):
                 f"{self.gradient_accumulation_steps}: the bonus is a mean over all tokens of an optimiser step, which "
                 "must be known before its first micro-batch. Leave steps_per_generation unset, or use a multiple"
             )
-        phase = self.steps_per_phase // self.gradient_accumulation_steps  # in optimiser steps
+        phase = self.updates_per_phase
         if self.save_strategy == "steps" and self.save_steps % phase:
             warnings.warn(
                 f"save_steps={self.save_steps} falls inside a rollout phase of {phase} optimiser steps: rollouts are "
@@ -149,10 +253,75 @@ class AEntGRPOConfig(GRPOConfig):
         if self.sampler_tolerance is not None and not 0 < self.sampler_tolerance < math.inf:
             raise ValueError(f"sampler_tolerance={self.sampler_tolerance}: expected a positive gap in nats, or None")
 
+    def _check_shaping(self, rule: Shaping) -> None:
+        name = type(rule).__name__
+        if type(rule) is Shaping:
+            if rule != Shaping():
+                raise ValueError(
+                    f"entropy_shaping={rule}: without another rule the clip range is TRL's. Set epsilon={rule.low} and "
+                    f"epsilon_high={rule.high}"
+                )
+            return
+        default = Shaping()
+        refused = {
+            f"loss_type={self.loss_type!r}": self.loss_type not in TOKEN_LOSSES
+            and f"it weighs the tokens itself; use one of {', '.join(TOKEN_LOSSES)}",
+            f"importance_sampling_level={self.importance_sampling_level!r}": self.importance_sampling_level != "token"
+            and "the rule works on the ratio of each token; use 'token'",
+            f"delta={self.delta}": self.delta is not None and "the rule clips the ratio; set it to None (null)",
+            f"off_policy_mask_threshold={self.off_policy_mask_threshold}": self.off_policy_mask_threshold is not None
+            and "the rule decides which tokens count; set it to None (null)",
+            f"epsilon={self.epsilon}, epsilon_high={self.epsilon_high}": (self.epsilon, self.epsilon_high)
+            not in ((default.low, None), (default.low, default.high))
+            and "the clip range is the rule's own; set low and high of entropy_shaping",
+        }
+        has_kl = "reference_log_probs" in rule.needs  # the whole of it: TRL's is off then
+        if self.beta != 0.0 and self.updates_per_phase > 1 and not has_kl:
+            refused["use_bias_correction_kl=True"] = self.use_bias_correction_kl and (
+                "TRL does not see the ratio of an old rollout that it would multiply the KL by; set it to False"
+            )
+        if type(rule).group_advantages is not Shaping.group_advantages:
+            refused |= {
+                f"scale_rewards={self.scale_rewards!r}": self.scale_rewards != "group"
+                and "the rule computes the advantages of a group; use 'group'",
+                f"multi_objective_aggregation={self.multi_objective_aggregation!r}": self.multi_objective_aggregation
+                != "sum_then_normalize"
+                and "the rule computes the advantages from the sum of the rewards; use 'sum_then_normalize'",
+            }
+        if has_kl:
+            refused["beta=0"] = self.beta == 0.0 and (
+                "the rule needs a reference model, which TRL loads for beta != 0 only. Set beta to any other value: "
+                "the weight of the KL is the rule's coefficient, not beta"
+            )
+        if rule.tempered_share:
+            refused |= self._refused_by_tempered_sampling(rule)
+        for setting, why in refused.items():
+            if why:
+                raise ValueError(f"{setting} does not go with {name}: {why}")
+
+    def _refused_by_tempered_sampling(self, rule: Shaping) -> dict[str, Any]:
+        group: Any = self.num_generations
+        return {
+            "use_vllm=True": self.use_vllm
+            and "a part of each group is sampled at its own temperature, which only generation by transformers does "
+            "here; set use_vllm=False",
+            "use_transformers_continuous_batching=True": (
+                self.use_transformers_continuous_batching or self.use_transformers_paged
+            )
+            and "it has one temperature for all; set it to False",
+            f"num_generations={group}": tempered_members(rule, group) < 1
+            and "a group needs one tempered completion and two others; use 3 or more",
+        }
+
     @property
     def steps_per_phase(self) -> int:
         """Micro-batches between two rollouts: the controller moves once in that time."""
         return self.steps_per_generation * self.num_iterations  # type: ignore[operator]
+
+    @property
+    def updates_per_phase(self) -> int:
+        """Optimiser steps between two rollouts."""
+        return self.steps_per_phase // self.gradient_accumulation_steps
 
 
 def _parts(given: Any, known: dict[str, Any], where: str) -> tuple[str, dict[str, Any]]:

@@ -29,7 +29,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from trl.trainer.utils import maybe_gather_lm_head_ctx
 
-from aent.entropy import DropLowest, Full, Nucleus, Support, TopK
+from aent.entropy import DropLowest, Full, Nucleus, Support, TopK, Tsallis
 
 __all__ = ["DEFAULT_TILE_BYTES", "HeadOutput", "fused_entropy_head"]
 
@@ -75,6 +75,8 @@ def fused_entropy_head(
     tile_bytes: int | None = None,
 ) -> HeadOutput:
     """Log-probability, entropy and clamped entropy of softmax(z), differentiable in hidden, weight and bias.
+
+    Of ``Tsallis()`` the clamped entropy is (1 - sum p^2) / 2 over all tokens, g~ = -p (p - sum p^2).
 
     z = cap(logit_scale * (hidden weight^T + bias)) / temperature with cap(x) = softcap * tanh(x / softcap). The matrix
     products run in the autocast dtype if autocast is on, else in that of ``hidden``; everything after them in float32
@@ -302,7 +304,9 @@ class _Squares(NamedTuple):
 # A cut knows, of each row, the logits of one side of it (``first`` holds them until ``statistics`` is called).
 
 
-def _cut(z: Tensor, settings: _Settings, first: Tensor, second: Tensor) -> _Partition | _Weighted:
+def _cut(z: Tensor, settings: _Settings, first: Tensor, second: Tensor) -> _Partition | _Weighted | _Collision:
+    if type(settings.support) is Tsallis:
+        return _Collision()
     if _partitions(settings, z.device.type):
         return _Partition.of(z, settings.support.kept(z.shape[-1]), first, second)  # type: ignore[union-attr]
     return _Weighted.of(z, settings, first)
@@ -406,6 +410,22 @@ class _Weighted(NamedTuple):
         return rows | {"clamped_grad_sq": _row_dot(gradient, gradient), "grad_dot": _row_dot(gradient, z)}
 
 
+class _Collision(NamedTuple):
+    """Tsallis' entropy: no cut, from c = sum p^2."""
+
+    def statistics(
+        self, whole: _Softmax, squares: _Squares | None, z: Tensor, first: Tensor, second: Tensor
+    ) -> dict[str, Tensor]:
+        collision = _row_dot(whole.p, whole.p)
+        nothing = 0 * whole.peak
+        rows = {"clamped_entropy": (0.5 - collision / 2).clamp_min(0) + nothing, "dropped_mass": nothing}
+        rows |= {"kept": torch.full_like(nothing, z.shape[-1])}
+        if squares is None:
+            return rows
+        gradient = torch.sub(whole.p, collision, out=first).mul_(whole.p)  # -g~; z holds p (log p + H) = -g
+        return rows | {"clamped_grad_sq": _row_dot(gradient, gradient), "grad_dot": _row_dot(gradient, z)}
+
+
 # ------------------------------------------------------------------------------------------ one block, backward pass
 
 
@@ -455,7 +475,10 @@ def _threshold_weight(z: Tensor, threshold: Tensor, share: Tensor, out: Tensor, 
 
 
 def _own_rule_gradient(z: Tensor, settings: _Settings) -> Tensor:
-    """-w p~ (log p~ + H~) for a rule that two numbers a row do not describe."""
+    """-w p~ (log p~ + H~) for a rule that two numbers a row do not describe; -p (p - sum p^2) for Tsallis."""
+    if type(settings.support) is Tsallis:
+        p = torch.softmax(z, -1)
+        return _row_dot(p, p).sub(p).mul_(p)
     log_weight = settings.support.weights(z).log().clamp_min_(_MASKED)  # type: ignore[union-attr]
     shifted = z + log_weight
     part = _softmax(shifted, torch.empty_like(z))

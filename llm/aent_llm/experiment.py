@@ -5,14 +5,16 @@
     args = experiment.training_arguments("runs/first")
 
 Blocks map one to one onto the classes that use them: ``train`` onto ``trl.GRPOConfig``, ``entropy`` onto the entropy
-fields of ``AEntGRPOConfig``, ``data`` onto ``data.DataConfig``, ``evaluation`` onto ``EvaluationConfig`` here. A key
-that is not known is an error with a suggestion: a setting never goes unused in silence. ``paper`` is documentation.
+fields of ``AEntGRPOConfig`` (``entropy: {method: clip-cov}`` takes a published method), ``data`` onto
+``data.DataConfig``, ``evaluation`` onto ``EvaluationConfig`` here. A key that is not known is an error with a
+suggestion: a setting never goes unused in silence. ``paper`` is documentation.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,7 @@ from aent_llm.evaluate import EvalConfig
 __all__ = ["CONFIGS", "EvaluationConfig", "Experiment", "ModelConfig", "load_experiment"]
 
 CONFIGS = Path(__file__).parent.parent / "configs"
+PARTS = ("support", "controller", "shaping")
 EXPONENTS = ("learning_rate", "epsilon", "initial", "low", "high", "step_size", "minimum", "maximum", "coefficient")
 
 
@@ -76,7 +79,10 @@ class Experiment:
 
     def plan(self, processes: int = 1) -> dict[str, Any]:
         """Batch arithmetic and entropy block as they would run on ``processes`` GPUs; loads no model and no data."""
-        train = self.train
+        from aent_llm.config import parts, support_to_dict
+
+        train, method = self.train, self.entropy.get("method")
+        found = parts(method, *(self.entropy.get(name) for name in PARTS))
         micro = train.get("per_device_train_batch_size", 8) * processes
         accumulate = train.get("gradient_accumulation_steps", 1)
         per_phase, group = train.get("steps_per_generation") or accumulate, train.get("num_generations", 8)
@@ -91,14 +97,21 @@ class Experiment:
             "completions per optimiser step": micro * accumulate,
             "optimiser steps per rollout phase": per_phase // accumulate * train.get("num_iterations", 1),
             "learning rate": train.get("learning_rate", 1e-6),
-            "support": self.entropy["support"],
-            "controller": self.entropy["controller"],
+            **({} if method is None else {"method": method}),
+            "support": self.entropy.get("support", support_to_dict(found.support)),
+            "controller": {"trl": found.trl}
+            if found.trl
+            else self.entropy.get("controller", found.controller.to_dict()),
+            **({} if type(found.shaping).__name__ == "Shaping" else {"shaping": found.shaping.to_dict()}),
             "controller warm-up (rollout phases)": self.entropy.get("warmup_steps", 0),
         }
 
 
 def load_experiment(path: str | Path, overrides: dict[str, Any] | None = None) -> Experiment:
     """Read and validate an experiment file; ``overrides`` maps dotted keys to values.
+
+    ``entropy.method`` there takes the place of the file's support, controller, shaping and warm-up, which belong to
+    another method; to replace a part of the one named, override that part too.
 
     Raises:
         FileNotFoundError: no such file; near names are listed.
@@ -114,6 +127,8 @@ def load_experiment(path: str | Path, overrides: dict[str, Any] | None = None) -
         raise ValueError(f"{path} is not YAML: {error}") from None
     if not isinstance(raw, dict):
         raise ValueError(f"{path}: expected a mapping with model, data, rewards, entropy and train")
+    if "entropy.method" in (overrides or {}) and isinstance(raw.get("entropy"), dict):
+        raw["entropy"] = {key: value for key, value in raw["entropy"].items() if key not in (*PARTS, "warmup_steps")}
     for key, value in (overrides or {}).items():
         _set(raw, key, value)
     return parse_experiment(raw, path.stem)
@@ -121,22 +136,15 @@ def load_experiment(path: str | Path, overrides: dict[str, Any] | None = None) -
 
 def parse_experiment(raw: dict[str, Any], name: str) -> Experiment:
     """Validate the content of an experiment file; see ``load_experiment``."""
-    from aent_llm.config import AEntGRPOConfig, controller, support
+    from aent_llm.config import AEntGRPOConfig
 
     _known(raw, ("model", "data", "rewards", "entropy", "train", "evaluation", "paper"), "the file")
     rewards = raw.get("rewards") or ["math_verify"]
-    entropy = dict(raw.get("entropy") or {})
-    _known(entropy, ("support", "controller", "warmup_steps", "diagnostics", "tile_bytes"), "entropy")
-    entropy = {
-        **entropy,
-        "support": entropy.get("support", "full"),
-        "controller": _as_meant(entropy.get("controller", 0.0)),
-    }
-    support(entropy["support"])  # refuses here what it would refuse later
-    controller(entropy["controller"])
+    entropy = _entropy(dict(raw.get("entropy") or {}))
     train = _as_meant(dict(raw.get("train") or {}))
     _known(train, [one.name for one in dataclasses.fields(AEntGRPOConfig)], "train")
-    if reserved := sorted({"output_dir", "resume_from_checkpoint", "entropy_support"} & set(train)):
+    ours = {f"entropy_{name}" for name in ("method", *PARTS)}
+    if reserved := sorted({"output_dir", "resume_from_checkpoint", *ours} & set(train)):
         raise ValueError(f"train: {', '.join(reserved)} is not set here; use the command line or the entropy block")
     evaluation = dict(raw.get("evaluation") or {})
     return Experiment(
@@ -150,6 +158,18 @@ def parse_experiment(raw: dict[str, Any], name: str) -> Experiment:
         evaluation=_evaluation(evaluation) if evaluation else None,
         paper=dict(raw.get("paper") or {}),
     )
+
+
+def _entropy(block: dict[str, Any]) -> dict[str, Any]:
+    """The entropy block as it was meant; what no one sets stays away if a method or a rule is there to fill it."""
+    from aent_llm.config import parts
+
+    _known(block, ("method", *PARTS, "warmup_steps", "diagnostics", "tile_bytes"), "entropy")
+    given = {name: _numbers(block[name]) for name in PARTS if block.get(name) is not None}
+    if block.get("method") is None:
+        given = {"support": "full", **({} if "shaping" in given else {"controller": 0.0}), **given}
+    parts(block.get("method"), *(given.get(name) for name in PARTS))  # refuses here what it would refuse later
+    return {**{name: value for name, value in block.items() if name not in PARTS and value is not None}, **given}
 
 
 def _evaluation(block: dict[str, Any]) -> EvaluationConfig:
@@ -184,6 +204,13 @@ def _set(raw: dict[str, Any], dotted: str, value: Any) -> None:
         if not isinstance(raw, dict):
             raise ValueError(f"--set {dotted}: {parent} is {raw!r}, not a block with keys")
     raw[last] = value
+
+
+def _numbers(value: Any) -> Any:
+    """YAML takes ``1e-6`` (no dot) for text; in a part of the entropy block no text looks like that."""
+    if isinstance(value, dict):
+        return {key: _numbers(one) for key, one in value.items()}
+    return float(value) if isinstance(value, str) and re.fullmatch(r"[+-]?\d+(\.\d*)?e[+-]?\d+", value) else value
 
 
 def _as_meant(block: Any) -> Any:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import types
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -22,12 +23,18 @@ from trl.trainer.utils import FusedCausalLMOutput, maybe_gather_lm_head_ctx
 from aent.entropy import Support
 from aent_llm.entropy_head import fused_entropy_head
 
-__all__ = ["EntropyOutput", "add_entropy_head"]
+__all__ = ["EntropyOutput", "add_entropy_head", "check_scalable"]
+
+RowScale = Tensor | Callable[[dict[str, Any]], Tensor]
 
 
 @dataclass
 class EntropyOutput(FusedCausalLMOutput):
-    """TRL's output plus the fields of ``HeadOutput``, each (batch, seq - 1) and zero where the label is -100."""
+    """TRL's output plus the fields of ``HeadOutput``, each (batch, seq - 1) and zero where the label is -100.
+
+    With a ``row_scale``, ``log_probs`` are those of the scaled logits and the only field with a gradient;
+    ``plain_log_probs`` and all others are of the logits as they are.
+    """
 
     clamped_entropy: Tensor | None = None
     dropped_mass: Tensor | None = None
@@ -36,6 +43,7 @@ class EntropyOutput(FusedCausalLMOutput):
     full_grad_sq: Tensor | None = None
     clamped_grad_sq: Tensor | None = None
     grad_dot: Tensor | None = None
+    plain_log_probs: Tensor | None = None
 
 
 def add_entropy_head(
@@ -51,7 +59,9 @@ def add_entropy_head(
     ``model(..., labels=labels, fused_lm_head=True)`` then returns an ``EntropyOutput``: log-probabilities and entropy;
     with ``entropy_statistics=True`` also the clamped entropy, dropped mass and tokens kept; with
     ``entropy_diagnostics=True`` also the squares. Any other call is the one it was before, so generation is unchanged.
-    Only tokens with a label other than -100 are projected.
+    Only tokens with a label other than -100 are projected. ``row_scale``, (batch, 1) or a function of the dictionary of
+    fields that gives it, multiplies the logits of each row of ``log_probs``: one more pass of the head, none of the
+    model.
 
     Args:
         temperature: of sampling; logits are divided by it.
@@ -82,6 +92,22 @@ def add_entropy_head(
         return head(self, *args, **kwargs) if fused_lm_head else replaced(*args, **kwargs)
 
     model.forward = types.MethodType(forward, model)
+
+
+def check_scalable(model: Any) -> None:
+    """Logits can be scaled through the hidden states if nothing but a matrix lies between them.
+
+    Raises:
+        ValueError: a head with a bias or a softcap.
+    """
+    softcap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
+    bias = getattr(model.get_output_embeddings(), "bias", None)
+    if bias is not None or softcap is not None:
+        found = "a bias" if bias is not None else f"a softcap of {softcap}"
+        raise ValueError(
+            f"this shaping rule scales logits, and the head of {type(model).__name__} has {found}: the scale cannot be "
+            "applied to its inputs. Take another model or another rule"
+        )
 
 
 def _has_fused_head(forward: Any) -> bool:
@@ -119,6 +145,7 @@ class _ModelHead(NamedTuple):
         num_items_in_batch: Any = None,
         entropy_statistics: bool = False,
         entropy_diagnostics: bool = False,
+        row_scale: RowScale | None = None,
         **kwargs: Any,
     ) -> EntropyOutput:
         kwargs["use_cache"] = False
@@ -127,13 +154,13 @@ class _ModelHead(NamedTuple):
         backbone = model.base_model(*args, **kwargs)
         hidden = backbone.last_hidden_state if shift_labels is not None else backbone.last_hidden_state[:, :-1]
         labels = _shifted(labels, shift_labels)
-        fields, mask = self.score(
-            hidden,
-            labels,
-            model.get_output_embeddings(),
-            entropy_statistics or entropy_diagnostics,
-            entropy_diagnostics,
-        )
+        lm_head, statistics = model.get_output_embeddings(), entropy_statistics or entropy_diagnostics
+        with nullcontext() if row_scale is None else torch.no_grad():
+            fields, mask = self.score(hidden, labels, lm_head, statistics, entropy_diagnostics)
+        if row_scale is not None:
+            scale = row_scale(fields) if callable(row_scale) else row_scale
+            scaled, _ = self.score(hidden * scale[..., None].to(hidden), labels, lm_head, False, False)
+            fields |= {"plain_log_probs": fields["log_probs"], "log_probs": scaled["log_probs"]}
         count = mask.sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch
         loss, auxiliary = -fields["log_probs"].sum() / count, None
         if kwargs.get("output_router_logits"):

@@ -4,6 +4,7 @@ TRL generates, scores, computes the policy loss and steps the optimiser; nothing
 
 1. measure: the model's fused head also returns the entropy over the support, from the same forward pass;
 2. bonus: loss - coefficient * (mean clamped entropy over the completion tokens of the whole optimiser step, all ranks);
+   a shaping rule spreads it over the tokens, or changes the policy gradient instead (``shaped.py``);
 3. control: once per rollout phase (the paper's global step) the controller sees the token mean of that phase;
 4. keep: the controller's state goes into the checkpoint, and a resumed run continues to the same numbers.
 
@@ -24,16 +25,18 @@ import torch
 from peft import PeftModel
 from transformers import TrainerCallback
 from transformers.utils import logging
-from trl.trainer.grpo_trainer import GRPOTrainer
 from trl.trainer.utils import create_model_from_path
 
-from aent.controllers import State
+from aent.controllers import State, Switch
+from aent.entropy import Full, Tsallis
+from aent.shaping import Shaping
 from aent_llm import config as configs
 from aent_llm import sampler
 from aent_llm.checkpoint import last_complete, seal, unseal
 from aent_llm.config import AEntGRPOConfig
 from aent_llm.diagnostics import Alarms, band, metrics, token_sums
 from aent_llm.model_head import EntropyOutput, add_entropy_head
+from aent_llm.shaped import PolicyLoss, ShapedGRPOTrainer, completion
 
 __all__ = ["AEntGRPOTrainer", "NonFiniteError"]
 
@@ -44,28 +47,26 @@ class NonFiniteError(FloatingPointError):
     """NaN or infinity in the loss, the log-probabilities or the entropy; the weights have not been changed by it."""
 
 
-class AEntGRPOTrainer(GRPOTrainer):
+class AEntGRPOTrainer(ShapedGRPOTrainer):
     """``trl.GRPOTrainer`` with AEnt's entropy bonus; the same arguments, ``args`` an ``AEntGRPOConfig``.
 
     Minimises  L_policy - c * H~,   H~ = (1 / N) sum_t H~_t  over the N completion tokens of the optimiser step on all
-    ranks: its value depends neither on gradient accumulation nor on the number of ranks.
+    ranks: its value depends neither on gradient accumulation nor on the number of ranks. A shaping rule other than
+    plain ``Shaping`` weighs the tokens of either term.
 
     Raises:
         TypeError: ``args`` is not an ``AEntGRPOConfig``.
-        ValueError: a clamp that keeps a single token of this vocabulary.
+        ValueError: a clamp that keeps a single token of this vocabulary; a model or tools that the rule cannot work on.
         NonFiniteError, aent_llm.sampler.SyncError: while training; each names step and cause.
 
     Reference: arXiv 2509.03493, L_AEnt and Eq. 4.1.
     """
 
-    model: Any  # a PreTrainedModel or PeftModel
-    args: AEntGRPOConfig
     _tag_names: ClassVar[list[str]] = ["trl", "grpo", "aent"]
 
     def __init__(self, model: Any, reward_funcs: Any, args: AEntGRPOConfig, **options: Any):
         if not isinstance(args, AEntGRPOConfig):
             raise TypeError(f"args must be an aent_llm.config.AEntGRPOConfig, got {type(args).__name__}")
-        self._rewards: Any = None
         if args.use_vllm and isinstance(model, str):  # the engine's dtype is the model's, so the model comes first
             settings: Any = args.model_init_kwargs or {}
             model = create_model_from_path(model, **settings)
@@ -73,9 +74,12 @@ class AEntGRPOTrainer(GRPOTrainer):
             super().__init__(model, reward_funcs, args=args, **options)
         self.support = configs.support(args.entropy_support)
         self.controller = configs.controller(args.entropy_controller)
+        self.shaping = configs.shaping(args.entropy_shaping)
         self.control_state = self.controller.init()
-        self.alarms = Alarms(self.controller, self.support)
+        clamp = Full() if isinstance(self.support, Tsallis) else self.support  # another entropy, not a clamped one
+        self.alarms = Alarms(self.controller, clamp)
         self._check_kept_tokens()
+        self._check_shaping()
         add_entropy_head(
             self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model,
             temperature=self.temperature,
@@ -89,38 +93,50 @@ class AEntGRPOTrainer(GRPOTrainer):
         self._finite: list[torch.Tensor] = []
         self._policy_sq: list[torch.Tensor] = []  # squared gradient norms, filled in by the backward pass
         self._window_tokens = math.nan  # N above
-        self._phase = [0.0, 0.0]  # (sum of clamped entropy, tokens) since the last rollout
+        self._phase = [0.0, 0.0]  # (sum of what the controller sees: clamped entropy; tokens) since the last rollout
         self.add_callback(_EpochOrder(self))
 
     # ------------------------------------------------------------------------------------------------ measure, bonus
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
-        outputs: list[EntropyOutput] = []
         train = self.model.training
-
-        def forward(**batch: Any) -> EntropyOutput:  # TRL calls the model; the head's extra outputs are kept
-            logged = not train or self._will_log()
-            outputs.append(model(**batch, entropy_statistics=True, entropy_diagnostics=logged))
-            return outputs[-1]
-
-        loss = super()._compute_loss(forward, inputs)
-        (output,) = outputs
+        found = self._policy_loss(model, inputs, diagnostics=not train or self._will_log())
         mask = inputs["completion_mask"] * inputs.get("tool_mask", 1)
-        head = {name: _completion(value, mask) for name, value in output.items()}
+        head = {name: completion(value, mask) for name, value in found.output.items()}
+        head["log_probs"] = head.get("plain_log_probs", head["log_probs"])
+        measured = self._weigh_by_attention(found, head)
         sums = token_sums(head, mask, inputs.get("correct"))
         if not train:
             self._log_entropy(self._over_ranks(sums), policy_sq=math.nan, mode="eval")
-            return loss - self.control_state.coefficient * sums[2].float() / sums[0].clamp(min=1).float()
+            coefficient = self.control_state.coefficient if self.shaping.pays_bonus else 0.0
+            return found.loss - coefficient * sums[2].float() / sums[0].clamp(min=1).float()
         if self._step % self.args.steps_per_phase < self.current_gradient_accumulation_steps:
             self._check_sampler(inputs.get("sampling_per_token_logps"), head["log_probs"], mask)
-        self._window.append(sums)
-        self._finite.append(torch.isfinite(loss.detach()) & torch.isfinite(sums[1:6]).all())
-        self._watch_policy_gradient(output, head, mask)
+        self._window.append(torch.cat([sums, sums[2:3] if measured is None else measured]))
+        self._finite.append(torch.isfinite(found.loss.detach()) & torch.isfinite(sums[1:6]).all())
+        if self.shaping.pays_bonus:
+            self._watch_policy_gradient(found.output, head, mask)
         if len(self._window) == 1:
             self._window_tokens = self._count_window_tokens()
         # Ranks' gradients are averaged, micro-batches' are summed: hence the factor, and no other.
         share = self.accelerator.num_processes / self._window_tokens
-        return loss - self.control_state.coefficient * share * (head["clamped_entropy"] * mask).sum()
+        if found.weights is None:
+            return found.loss - self.control_state.coefficient * share * (head["clamped_entropy"] * mask).sum()
+        if not self.shaping.pays_bonus:
+            return found.loss
+        return found.loss - share * (found.weights.bonus * head["clamped_entropy"]).sum()
+
+    def _weigh_by_attention(self, found: PolicyLoss, head: dict[str, Any]) -> torch.Tensor | None:
+        """Sum of what a controller of attended entropy sees; the diagnostics become those of the bonus that is paid."""
+        if found.tokens is None or not self.shaping.pays_bonus:
+            return None
+        attention = self.shaping.attention(found.tokens)
+        for name, weight in (("clamped_grad_sq", attention**2), ("grad_dot", attention)):
+            if head.get(name) is not None:
+                head[name] = head[name] * weight
+        if not self.shaping.measures_attention:
+            return None
+        return (attention * found.tokens.support_entropy * found.tokens.mask).double().sum()[None]
 
     def _count_window_tokens(self) -> float:
         """Completion tokens of this optimiser step, over its micro-batches (all generated already) and all ranks."""
@@ -141,9 +157,7 @@ class AEntGRPOTrainer(GRPOTrainer):
         if head.get("prob_sq") is None or not log_probs.requires_grad:
             return
         per_token = (1 - 2 * head["log_probs"].detach().exp() + head["prob_sq"]) * mask
-        log_probs.register_hook(
-            lambda a: self._policy_sq.append((_completion(a, mask).double() ** 2 * per_token).sum())
-        )
+        log_probs.register_hook(lambda a: self._policy_sq.append((completion(a, mask).double() ** 2 * per_token).sum()))
 
     # ------------------------------------------------------------------------------------------------------- control
 
@@ -158,10 +172,10 @@ class AEntGRPOTrainer(GRPOTrainer):
         self._stop_if_not_finite()
         zero = self._window[0].new_zeros(())
         policy_sq = sum(self._policy_sq, zero) if self._policy_sq else zero + math.nan
-        *sums, policy = self._over_ranks(torch.stack([*torch.stack(self._window).sum(0), policy_sq]))
+        *sums, measured, policy = self._over_ranks(torch.stack([*torch.stack(self._window).sum(0), policy_sq]))
         if sums[0]:  # else every completion was masked out: nothing was measured
             self._log_entropy(sums, policy_sq=policy / self.accelerator.num_processes**2, mode="train")
-        self._phase = [self._phase[0] + sums[2], self._phase[1] + sums[0]]
+        self._phase = [self._phase[0] + measured, self._phase[1] + sums[0]]
         self._window, self._finite, self._policy_sq = [], [], []
         if self._step % self.args.steps_per_phase == 0:
             self._step_controller()
@@ -178,7 +192,9 @@ class AEntGRPOTrainer(GRPOTrainer):
 
     def _log_entropy(self, sums: list[float], *, policy_sq: float, mode: str) -> None:
         coefficient = self.control_state.coefficient
-        found = metrics(sums, coefficient=coefficient, policy_sq=policy_sq, bounds=band(self.controller))
+        moving = isinstance(self.controller, Switch)  # its band does
+        bounds = self.controller.band(self.control_state.step) if moving else band(self.controller)  # type: ignore
+        found = metrics(sums, coefficient=coefficient, policy_sq=policy_sq, bounds=bounds)
         for name, value in found.items():
             self._metrics[mode][name].append(value)
         if mode == "train":
@@ -201,17 +217,7 @@ class AEntGRPOTrainer(GRPOTrainer):
         every = max(int(self.state.logging_steps or 1), 1)
         return self.args.entropy_diagnostics and (self.state.global_step + 1) % every == 0
 
-    # ------------------------------------------------------------------------------------------ rollouts and rewards
-
-    def _calculate_rewards(self, *args: Any) -> Any:
-        self._rewards = super()._calculate_rewards(*args)  # (completions of all ranks, reward functions)
-        return self._rewards
-
-    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        output = super()._generate_and_score_completions(inputs)
-        first = self.accelerator.process_index * len(inputs)
-        output["correct"] = self._rewards[first : first + len(inputs), 0] >= self.args.correct_reward
-        return output
+    # ------------------------------------------------------------------------------------------------------- sampler
 
     def _check_sampler(self, theirs: torch.Tensor | None, ours: torch.Tensor, mask: torch.Tensor) -> None:
         """Before a phase's first update the policy is the one just synced: vLLM's log-probs must be the trainer's."""
@@ -250,17 +256,20 @@ class AEntGRPOTrainer(GRPOTrainer):
     def _kept_state(self) -> dict[str, Any]:
         return {
             "controller": self.controller.to_dict(),
+            "shaping": self.shaping.to_dict(),
             "control_state": self.control_state.to_dict(),
             "phase": self._phase,
             "alarms": self.alarms.state(),
         }
 
     def _restore(self, kept: dict[str, Any], checkpoint: Any) -> None:
-        if kept["controller"] != self.controller.to_dict():
-            raise ValueError(
-                f"{checkpoint} was written with the controller {kept['controller']}, this run has "
-                f"{self.controller.to_dict()}: its state does not carry over. Resume with the saved one, or start anew"
-            )
+        kept = {"shaping": Shaping().to_dict(), **kept}  # which older checkpoints do not name
+        for part, present in (("controller", self.controller.to_dict()), ("shaping", self.shaping.to_dict())):
+            if kept[part] != present:
+                raise ValueError(
+                    f"{checkpoint} was written with the {part} {kept[part]}, this run has {present}: its state does "
+                    "not carry over. Resume with the saved one, or start anew"
+                )
         self.control_state = State.from_dict(kept["control_state"])
         self._phase = list(kept["phase"])
         self.alarms.restore(kept["alarms"])
@@ -293,10 +302,3 @@ class _EpochOrder(TrainerCallback):
         order: Any = getattr(self.trainer, "_prompt_order", None)
         if getattr(order, "generator", None) is not None:
             order.generator.manual_seed(args.seed + int(state.epoch or 0))
-
-
-def _completion(value: torch.Tensor | None, mask: torch.Tensor) -> Any:
-    """(B, prompt + T - 1) -> (B, T), the completion's part of a per-token output; anything else is None."""
-    if value is None or value.dim() != 2:
-        return None
-    return value[:, -mask.shape[1] :]

@@ -1,0 +1,172 @@
+"""Every method of the field on the embedded task, with one tuning budget, and support x controller beside them.
+
+    python -m aent_llm.leaderboard tune          # every method at two values of its knob, one seed
+    python -m aent_llm.leaderboard test          # every method at the better value, fresh seeds
+    python -m aent_llm.leaderboard record        # -> paper_figures/records/llm_methods.jsonl
+
+Each run is ``python -m aent_llm train`` with ``llm/configs/cpu_methods.yaml``, in a process of its own, as in
+``study.py``: stop at any time, finished runs are kept. The knobs' two values are the published one, where it means
+something on this task, and one nearer to what the task needs; they are this project's own choices. What counts is
+held-out accuracy at the end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import joblib
+
+from aent_llm.experiment import CONFIGS
+from aent_llm.study import accuracies, record, run_arm
+
+__all__ = ["ARMS", "Setting", "best_settings", "main"]
+
+CONFIG = CONFIGS / "cpu_methods.yaml"
+TUNING_SEEDS, TEST_SEEDS = (100,), (0, 1, 2)
+TOP64 = {"type": "top_k", "k": 64}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One method at one value of its knob: a name for its folder, and what it overrides in the config."""
+
+    method: str
+    value: float
+    block: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """Folder of its runs."""
+        return f"{self.method}@{self.value:g}"
+
+    def overrides(self) -> list[str]:
+        """``--set`` arguments of the train command."""
+        return [f"--set={key}={json.dumps(value)}" for key, value in self.block.items()]
+
+
+def _method(name: str, values: tuple[float, ...], block: Any, support: Any = None, arm: str | None = None) -> Any:
+    """(arm, its settings): ``block(value)`` maps a knob's value to overrides."""
+    own = {"entropy.method": name} | ({} if support is None else {"entropy.support": support})
+    return arm or name, [Setting(arm or name, value, own | block(value)) for value in values]
+
+
+def _constant(value: float) -> dict[str, Any]:
+    return {"entropy.controller": value}
+
+
+def _rule(type_: str, **options: Any) -> dict[str, Any]:
+    return {"entropy.controller": {"type": type_, **options}}
+
+
+def _band(start: float) -> dict[str, Any]:
+    """AEnt's controller as in ``study.py``: a quarter to a half of the first entropy, a fifth to five times the start."""
+    ends = {"minimum": start / 5, "maximum": 5 * start}
+    return _rule("band", initial=start, low=0.28, high=0.55, step_size=2 * start, **ends) | {"entropy.warmup_steps": 10}
+
+
+def _anchored(ratio: float) -> dict[str, Any]:
+    return _rule("anchored", ratio=ratio, step_size=0.01, maximum=0.03)
+
+
+def _skywork(target: float) -> dict[str, Any]:
+    """TRL's own controller, ten times its published step and cap: 60 phases are few."""
+    return {"train.entropy_target": target, "train.entropy_coef_delta": 1e-3, "train.entropy_coef_max": 0.03}
+
+
+def _entrocraft(low: float) -> dict[str, Any]:
+    ends = {"low_end": low / 1.5, "high_end": (low + 0.1) / 1.4}
+    return _rule("switch", low=low, high=low + 0.1, steps=60, **ends)
+
+
+ARMS: dict[str, list[Setting]] = dict(
+    [
+        _method("none", (2e-4, 3e-4), lambda rate: {"train.learning_rate": rate}),
+        _method("full", (0.003, 0.01), _constant),
+        _method("aent", (0.01, 0.03), _band),
+        _method("aer", (0.4, 0.7), _anchored),
+        _method("entropic", (0.3, 0.6), lambda target: _rule("proportional_integral", target=target)),
+        _method("adrpo", (0.04, 0.3), _constant),
+        _method("clip-cov", (2e-4, 0.02), _constant),
+        _method("kl-cov", (0.002, 0.02), lambda share: {"entropy.shaping": {"type": "kl_covariance", "share": share}}),
+        _method("clip-higher", (0.28, 0.5), lambda high: {"train.epsilon_high": high}),
+        _method("skywork", (0.3, 0.6), _skywork),
+        _method("siren", (0.005, 0.05), lambda strength: _rule("spring", strength=strength)),
+        _method("entropy-advantage", (0.1, 0.4), _constant),
+        _method("aepo", (0.4, 0.75), lambda h: _rule("switch", low=h, high=h, below=1.2, inside=1.2, above=0.8)),
+        _method("ce-gppo", (0.5, 0.75), _constant),
+        _method("era", (0.45, 1.0), _constant),
+        _method("qae", (0.4, 0.6), _constant),
+        _method(
+            "repo-r", (0.1, 0.5), lambda zeta: _rule("doubling", initial=zeta / 4, minimum=zeta / 64, maximum=zeta)
+        ),
+        _method("entrocraft", (0.6, 0.8), _entrocraft),
+        _method("erc", (0.05, 0.2), _constant),
+        _method("range", (0.03, 0.1), _constant),
+        _method("tsallis", (0.01, 0.1), _constant),
+        _method("espo", (0.2, 0.4), _constant),
+        # which ingredient of AEnt does the work: the rest of support x controller
+        _method("full", (0.01, 0.03), _band, arm="full-band"),
+        _method("full", (0.003, 0.01), _constant, {"type": "drop_lowest", "share": 0.33}, "drop33"),
+        _method("full", (0.03, 0.1), _constant, TOP64, "top64"),
+        _method("full", (0.03, 0.1), _band, TOP64, "top64-band"),
+    ]
+)
+
+
+def best_settings(folder: Path) -> list[Setting]:
+    """Each method at its value of highest mean held-out accuracy among the tuning runs; a tie goes to the first.
+
+    Raises:
+        ValueError: a method without a finished run.
+    """
+    chosen = []
+    for method, settings in ARMS.items():
+        scores = [accuracies(folder / setting.name) for setting in settings]
+        if not any(scores):
+            raise ValueError(
+                f"{folder} has no finished run of {method}: run `python -m aent_llm.leaderboard tune` first"
+            )
+        chosen.append(settings[_best(scores)])
+    return chosen
+
+
+def _best(scores: list[list[float]]) -> int:
+    means = [sum(one) / len(one) if one else -1.0 for one in scores]
+    return means.index(max(means))
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a stage, or write the record."""
+    parser = argparse.ArgumentParser(
+        prog="python -m aent_llm.leaderboard", description=(__doc__ or "").partition("\n")[0]
+    )
+    parser.add_argument("stage", choices=("tune", "test", "record"))
+    parser.add_argument("--folder", type=Path, default=Path("runs/leaderboard"), help="default: %(default)s")
+    parser.add_argument("--methods", nargs="+", choices=ARMS, metavar="NAME", help="only these (default: all)")
+    parser.add_argument("--config", type=Path, default=CONFIG, help="default: %(default)s")
+    parser.add_argument("--jobs", type=int, default=2, help="runs at a time (default: 2)")
+    parser.add_argument("--out", type=Path, default=Path("paper_figures/records/llm_methods.jsonl"))
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override for every run")
+    options = parser.parse_args(argv)
+    if options.stage == "record":
+        print(f"{record(options.folder, options.out)} runs -> {options.out}")
+        return 0
+    tuning = options.stage == "tune"
+    wanted = options.methods or list(ARMS)
+    arms = [one for name in wanted for one in ARMS[name]] if tuning else best_settings(options.folder / "tune")
+    arms = [one for one in arms if one.method in wanted]
+    folder, extra = options.folder / options.stage, [f"--set={one}" for one in options.set]
+    seeds = TUNING_SEEDS if tuning else TEST_SEEDS
+    jobs = [joblib.delayed(run_arm)(arm, seed, folder, options.config, extra) for seed in seeds for arm in arms]
+    print(f"{len(jobs)} runs into {folder}")
+    failed = sum(code != 0 for code in joblib.Parallel(n_jobs=options.jobs, verbose=10)(jobs))
+    print(f"{failed} failed; see the .log files" if failed else "all finished")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
