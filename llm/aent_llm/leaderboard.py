@@ -63,7 +63,7 @@ def _rule(type_: str, **options: Any) -> dict[str, Any]:
 
 
 def _band(start: float) -> dict[str, Any]:
-    """AEnt's controller as in ``study.py``: a quarter to a half of the first entropy, a fifth to five times the start."""
+    """AEnt's controller as in ``study.py``: a quarter to a half of the first entropy, the start times .2 to 5."""
     ends = {"minimum": start / 5, "maximum": 5 * start}
     return _rule("band", initial=start, low=0.28, high=0.55, step_size=2 * start, **ends) | {"entropy.warmup_steps": 10}
 
@@ -73,13 +73,13 @@ def _anchored(ratio: float) -> dict[str, Any]:
 
 
 def _skywork(target: float) -> dict[str, Any]:
-    """TRL's own controller, ten times its published step and cap: 60 phases are few."""
+    """TRL's own controller, ten times its published step and cap: 40 phases are few."""
     return {"train.entropy_target": target, "train.entropy_coef_delta": 1e-3, "train.entropy_coef_max": 0.03}
 
 
 def _entrocraft(low: float) -> dict[str, Any]:
     ends = {"low_end": low / 1.5, "high_end": (low + 0.1) / 1.4}
-    return _rule("switch", low=low, high=low + 0.1, steps=60, **ends)
+    return _rule("switch", low=low, high=low + 0.1, steps=40, **ends)
 
 
 ARMS: dict[str, list[Setting]] = dict(
