@@ -1,13 +1,12 @@
-"""Every method of the field on the embedded task, with one tuning budget, and support x controller beside them.
+"""Every method of the field on the embedded task at two values of its knob, and support x controller beside them.
 
-    python -m aent_llm.leaderboard tune          # every method at two values of its knob, one seed
-    python -m aent_llm.leaderboard test          # every method at the better value, fresh seeds
+    python -m aent_llm.leaderboard run           # first value of every method, then the second; 3 seeds each
     python -m aent_llm.leaderboard record        # -> paper_figures/records/llm_methods.jsonl
 
 Each run is ``python -m aent_llm train`` with ``llm/configs/cpu_methods.yaml``, in a process of its own, as in
-``study.py``: stop at any time, finished runs are kept. The knobs' two values are the published one, where it means
-something on this task, and one nearer to what the task needs; they are this project's own choices. What counts is
-held-out accuracy at the end.
+``study.py``: stop at any time, finished runs are kept. The first value is the published one where it means something on
+this task, else our own choice; the second says how much the value matters. Nothing is tuned: both are reported. What
+counts is held-out accuracy at the end.
 """
 
 from __future__ import annotations
@@ -21,12 +20,11 @@ from typing import Any
 import joblib
 
 from aent_llm.experiment import CONFIGS
-from aent_llm.study import accuracies, record, run_arm
+from aent_llm.study import record, run_arm
 
-__all__ = ["ARMS", "Setting", "best_settings", "main"]
+__all__ = ["ARMS", "Setting", "main"]
 
 CONFIG = CONFIGS / "cpu_methods.yaml"
-TUNING_SEEDS, TEST_SEEDS = (100,), (0, 1, 2)
 TOP64 = {"type": "top_k", "k": 64}
 
 
@@ -84,7 +82,7 @@ def _entrocraft(low: float) -> dict[str, Any]:
 
 ARMS: dict[str, list[Setting]] = dict(
     [
-        _method("none", (2e-4, 3e-4), lambda rate: {"train.learning_rate": rate}),
+        _method("none", (3e-4, 2e-4), lambda rate: {"train.learning_rate": rate}),
         _method("full", (0.003, 0.01), _constant),
         _method("aent", (0.01, 0.03), _band),
         _method("aer", (0.4, 0.7), _anchored),
@@ -95,8 +93,8 @@ ARMS: dict[str, list[Setting]] = dict(
         _method("clip-higher", (0.28, 0.5), lambda high: {"train.epsilon_high": high}),
         _method("skywork", (0.3, 0.6), _skywork),
         _method("siren", (0.005, 0.05), lambda strength: _rule("spring", strength=strength)),
-        _method("entropy-advantage", (0.1, 0.4), _constant),
-        _method("aepo", (0.4, 0.75), lambda h: _rule("switch", low=h, high=h, below=1.2, inside=1.2, above=0.8)),
+        _method("entropy-advantage", (0.4, 0.1), _constant),
+        _method("aepo", (0.75, 0.4), lambda h: _rule("switch", low=h, high=h, below=1.2, inside=1.2, above=0.8)),
         _method("ce-gppo", (0.5, 0.75), _constant),
         _method("era", (0.45, 1.0), _constant),
         _method("qae", (0.4, 0.6), _constant),
@@ -117,36 +115,16 @@ ARMS: dict[str, list[Setting]] = dict(
 )
 
 
-def best_settings(folder: Path) -> list[Setting]:
-    """Each method at its value of highest mean held-out accuracy among the tuning runs; a tie goes to the first.
-
-    Raises:
-        ValueError: a method without a finished run.
-    """
-    chosen = []
-    for method, settings in ARMS.items():
-        scores = [accuracies(folder / setting.name) for setting in settings]
-        if not any(scores):
-            raise ValueError(
-                f"{folder} has no finished run of {method}: run `python -m aent_llm.leaderboard tune` first"
-            )
-        chosen.append(settings[_best(scores)])
-    return chosen
-
-
-def _best(scores: list[list[float]]) -> int:
-    means = [sum(one) / len(one) if one else -1.0 for one in scores]
-    return means.index(max(means))
-
-
 def main(argv: list[str] | None = None) -> int:
     """Run a stage, or write the record."""
     parser = argparse.ArgumentParser(
         prog="python -m aent_llm.leaderboard", description=(__doc__ or "").partition("\n")[0]
     )
-    parser.add_argument("stage", choices=("tune", "test", "record"))
+    parser.add_argument("stage", choices=("run", "record"))
     parser.add_argument("--folder", type=Path, default=Path("runs/leaderboard"), help="default: %(default)s")
     parser.add_argument("--methods", nargs="+", choices=ARMS, metavar="NAME", help="only these (default: all)")
+    parser.add_argument("--values", type=int, choices=(1, 2), default=2, help="values of the knob (default: 2)")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="default: 0 1 2")
     parser.add_argument("--config", type=Path, default=CONFIG, help="default: %(default)s")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time (default: 2)")
     parser.add_argument("--out", type=Path, default=Path("paper_figures/records/llm_methods.jsonl"))
@@ -155,13 +133,13 @@ def main(argv: list[str] | None = None) -> int:
     if options.stage == "record":
         print(f"{record(options.folder, options.out)} runs -> {options.out}")
         return 0
-    tuning = options.stage == "tune"
-    wanted = options.methods or list(ARMS)
-    arms = [one for name in wanted for one in ARMS[name]] if tuning else best_settings(options.folder / "tune")
-    arms = [one for one in arms if one.method in wanted]
-    folder, extra = options.folder / options.stage, [f"--set={one}" for one in options.set]
-    seeds = TUNING_SEEDS if tuning else TEST_SEEDS
-    jobs = [joblib.delayed(run_arm)(arm, seed, folder, options.config, extra) for seed in seeds for arm in arms]
+    folder, extra = options.folder / "leaderboard", [f"--set={one}" for one in options.set]
+    jobs = [
+        joblib.delayed(run_arm)(ARMS[name][value], seed, folder, options.config, extra)
+        for value in range(options.values)
+        for seed in options.seeds
+        for name in options.methods or ARMS
+    ]
     print(f"{len(jobs)} runs into {folder}")
     failed = sum(code != 0 for code in joblib.Parallel(n_jobs=options.jobs, verbose=10)(jobs))
     print(f"{failed} failed; see the .log files" if failed else "all finished")

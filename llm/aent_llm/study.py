@@ -97,7 +97,7 @@ def best_coefficients(folder: Path) -> dict[str, float]:
     """Support -> coefficient of highest mean held-out accuracy among the finished runs of the sweep."""
     found: dict[str, float] = {}
     for support in SUPPORTS:
-        scores = {c: accuracies(folder / Arm(f"constant-{support}", support, c).name) for c in GRID}
+        scores = {c: _accuracies(folder / Arm(f"constant-{support}", support, c).name) for c in GRID}
         finished = {c: float(np.mean(values)) for c, values in scores.items() if values}
         if not finished:
             raise ValueError(f"{folder} has no finished run with support {support}: run the sweep first")
@@ -175,8 +175,7 @@ def main(argv: list[str] | None = None) -> int:
     return 1 if failed else 0
 
 
-def accuracies(folder: Path) -> list[float]:
-    """Held-out accuracy of every finished run in a folder of runs."""
+def _accuracies(folder: Path) -> list[float]:
     summaries = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*/summary.json"))]
     return [accuracy(one["after"]) for one in summaries]
 
