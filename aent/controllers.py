@@ -445,22 +445,26 @@ class Switch(Controller):
 
     low: Scalar
     high: Scalar
-    below: float = 1.0
-    inside: float = 0.0
-    above: float = -1.0
+    below: Scalar = 1.0
+    inside: Scalar = 0.0
+    above: Scalar = -1.0
     low_end: Scalar | None = None
     high_end: Scalar | None = None
     steps: Scalar = 1
 
     def __post_init__(self) -> None:
         ends = [self.low, self.high, *(end for end in (self.low_end, self.high_end) if end is not None)]
-        self._require(all(np.all(np.isfinite(np.asarray(end, dtype=float))) for end in ends), "bounds must be finite")
+        numbers = [*ends, self.below, self.inside, self.above]
+        self._require(all(np.all(np.isfinite(np.asarray(n, dtype=float))) for n in numbers), "expected finite numbers")
         self._require((np.asarray(self.low) >= 0) & (np.asarray(self.low) <= self.high), "expected 0 <= low <= high")
         self._require((self.low_end is None) == (self.high_end is None), "give low_end and high_end together")
+        if self.low_end is not None:
+            ordered = (np.asarray(self.low_end) >= 0) & (np.asarray(self.low_end) <= self.high_end)
+            self._require(ordered, "expected 0 <= low_end <= high_end")
         self._require(np.asarray(self.steps) >= 1, "steps must be at least 1")
 
     def init(self) -> State:
-        return State(_plain(np.full(np.shape(np.asarray(self.low)), float(self.inside))))
+        return State(_plain(np.broadcast_arrays(np.asarray(self.inside, dtype=float), self.low)[0].copy()))
 
     def _rule(self, state: State, measured: np.ndarray) -> tuple[Any, Any]:
         low, high = self.band(state.step)

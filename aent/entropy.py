@@ -280,10 +280,12 @@ def entropy_split(logits: Float[Any, "*batch V"], support: Support, *, temperatu
         ``EntropySplit`` with one value per row, nats (``dropped_mass`` is a probability).
 
     Raises:
-        TypeError, ValueError: as ``entropy``.
+        TypeError, ValueError: as ``entropy``; ValueError for ``Tsallis``, which has no chain rule of this form.
 
     Reference: chain rule of entropy; see PAPER.md, P4.
     """
+    if isinstance(support, Tsallis):
+        raise ValueError("entropy_split is Shannon's chain rule over a kept set: Tsallis() has none, pass a support")
     parts = _split(logits, support, temperature)
     return EntropySplit(*array_namespace(parts).unstack(parts, axis=-1))
 

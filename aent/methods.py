@@ -109,7 +109,7 @@ METHODS: dict[str, Method] = {
     ),
     "siren": Method(
         "SIREN", "arXiv 2509.25133", Spring(0.005), PeakBonus(high=0.28), Nucleus(0.8),
-        reading="the nucleus is not taken inside the 10,000 largest logits; the anchor force lags one rollout phase",
+        reading="advantages keep GRPO's deviation, the nucleus is not cut to 10,000 logits, the anchor lags one phase",
     ),
     "entropy-advantage": Method(
         "entropy advantage", "arXiv 2506.14758", Constant(0.4), EntropyAdvantage(),

@@ -106,9 +106,10 @@ class Shaping:
 
     def __call__(self, tokens: Tokens, coefficient: Any) -> Weights:
         """Weights of every token; 0 where the mask is."""
-        mask = tokens.mask
-        bonus = coefficient * self.attention(tokens) * mask if self.pays_bonus else 0 * mask
-        return Weights(self.policy(tokens, coefficient) * mask, bonus)
+        xp, zero = array_namespace(tokens.mask), array_namespace(tokens.mask).zeros_like(tokens.log_probs)
+        bonus = coefficient * self.attention(tokens) if self.pays_bonus else zero
+        parts = (self.policy(tokens, coefficient), bonus)
+        return Weights(*(xp.where(tokens.mask > 0, part, zero) for part in parts))  # padding may overflow
 
     def policy(self, tokens: Tokens, coefficient: Any) -> Any:
         """Weight of d log pi(a_t|s_t)."""
@@ -197,12 +198,11 @@ def _covariance(tokens: Tokens) -> Any:
 
 
 def _smallest(keys: Any, count: Any) -> Any:
-    """Which of the finite (..., B, T) keys are among the ``count`` (..., 1, 1) smallest; equal keys count together."""
+    """Which of the finite (..., B, T) keys are among the ``count`` (..., 1, 1) smallest; of equal ones the first."""
     xp = array_namespace(keys)
-    flat = xp.sort(xp.reshape(keys, (*keys.shape[:-2], 1, -1)), axis=-1)
-    place = xp.arange(flat.shape[-1], dtype=flat.dtype, device=flat.device)
-    last = xp.min(xp.where(place >= count - 1, flat, xp.full_like(flat, xp.inf)), axis=-1, keepdims=True)
-    return (keys <= last) & xp.isfinite(keys)
+    flat = xp.reshape(keys, (*keys.shape[:-2], 1, -1))
+    rank = xp.reshape(xp.argsort(xp.argsort(flat, axis=-1, stable=True), axis=-1), keys.shape)
+    return (rank < count) & xp.isfinite(keys)
 
 
 def _count(share: Any, mask: Any) -> Any:
@@ -219,8 +219,10 @@ def _row_quantile(values: Any, mask: Any, level: Any) -> Any:
     place = xp.arange(values.shape[-1], dtype=values.dtype, device=values.device)
     counted = xp.sum(mask * xp.ones_like(values), axis=-1, keepdims=True)
     wanted = level * xp.maximum(counted - 1, xp.zeros_like(counted))
-    hat = xp.maximum(1 - xp.abs(place - wanted), xp.zeros_like(ordered))  # linear interpolation as weights
-    return xp.sum(hat * xp.where(hat > 0, ordered, xp.zeros_like(ordered)), axis=-1, keepdims=True)
+    ordered = xp.where(counted > 0, ordered, xp.zeros_like(ordered))
+    low = xp.max(xp.where(place <= wanted, ordered, xp.full_like(ordered, -xp.inf)), axis=-1, keepdims=True)
+    high = xp.min(xp.where(place >= wanted, ordered, xp.full_like(ordered, xp.inf)), axis=-1, keepdims=True)
+    return xp.minimum(low + (wanted - xp.floor(wanted)) * (high - low), high)  # exact where both ends are equal
 
 
 # ----------------------------------------------------------------------------------------- rules that place the bonus
@@ -278,7 +280,9 @@ class RangeBonus(Shaping):
 
     def attention(self, tokens: Tokens) -> Any:
         xp = array_namespace(tokens.log_probs)
-        return 1 / xp.log(tokens.kept + xp.zeros_like(tokens.log_probs))
+        kept = tokens.kept + xp.zeros_like(tokens.log_probs)
+        some = kept > 1  # one kept token has no entropy to pay for, and log 1 = 0
+        return xp.where(some, 1 / xp.log(xp.where(some, kept, xp.full_like(kept, 2.0))), xp.zeros_like(kept))
 
 
 # ------------------------------------------------------------------------------- rules that change the policy gradient

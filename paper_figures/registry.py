@@ -24,6 +24,9 @@ MODULES = (
     "f11_llm_methods",
     "f12_llm_clamp_gap",
     "f13_llm_window",
+    "f14_leaderboard",
+    "f15_ingredients",
+    "f16_llm_leaderboard",
 )
 
 

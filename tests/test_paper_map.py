@@ -67,6 +67,17 @@ def test_every_proposition_is_on_the_page(page: str) -> None:
     assert {function.__name__ for function in propositions} - controls_only <= named
 
 
+def test_every_method_is_on_the_page(page: str) -> None:
+    """Its paper by number, and its shaping rule and controller by symbol."""
+    named, methods = set(SYMBOL.findall(page)), importlib.import_module("aent.methods").METHODS
+    parts = [part for method in methods.values() for part in (method.shaping, method.controller, method.support)]
+    symbols = {f"{type(part).__module__}.{type(part).__name__}" for part in parts}
+    assert symbols - named - {"aent.entropy.Full"} == set()
+    papers = {number for method in methods.values() for number in re.findall(r"\d{4}\.\d{5}", method.reference)}
+    assert len(papers) > 15
+    assert {number for number in papers if number not in page} == set()
+
+
 def test_every_figure_module_is_on_the_page(page: str) -> None:
     modules = {path.name for path in (ROOT / "paper_figures").glob("f[0-9]*_*.py")}
     assert {name for name in modules if f"paper_figures/{name}" not in page} == set()

@@ -15,6 +15,8 @@ Left out: figures (``paper_figures`` draws from these tables).
 from __future__ import annotations
 
 import argparse
+import os
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import product
@@ -240,10 +242,7 @@ DEFAULT_RATES = {"adam": (0.01, 0.03), "sgd": (0.1, 0.3)}
 def main(args: argparse.Namespace) -> int:
     """Run ``python -m toymdp compare`` and print the table. Returns the exit code."""
     settings, steps, budget = _SCALES[args.scale]
-    names = list(METHODS) if args.methods == ["all"] else args.methods
-    unknown = sorted(set(names) - set(METHODS))
-    if unknown:
-        raise ValueError(f"unknown method {', '.join(unknown)}; known: all, {', '.join(METHODS)}")
+    names = _wanted(args.methods, args.gradient)
     if args.resume and args.out is None:
         raise ValueError("--resume needs --out DIRECTORY, the run directory to go on with")
     settings = tuple(suite.setting(name).name for name in args.settings or settings)
@@ -266,6 +265,23 @@ def main(args: argparse.Namespace) -> int:
     rows = compare(cells, names, budget, run=run, n_jobs=args.jobs, progress=True)
     _print(summarise(rows), args.scale)
     return 0
+
+
+def _wanted(asked: list[str], gradient: str) -> list[str]:
+    """Names of methods; "all" means all that this gradient can serve.
+
+    Raises:
+        ValueError: an unknown method, or one that needs samples where gradients are exact.
+    """
+    names = list(METHODS) if asked == ["all"] else asked
+    if unknown := sorted(set(names) - set(METHODS)):
+        raise ValueError(f"unknown method {', '.join(unknown)}; known: all, {', '.join(METHODS)}")
+    need = [name for name in names if METHODS[name].needs_samples] if gradient == "exact" else []
+    if need and asked != ["all"]:
+        raise ValueError(f"{', '.join(need)}: these weigh sampled tokens; leave them out or use --gradient sampled")
+    if need:
+        print(f"left out, because they weigh sampled tokens: {', '.join(need)}")
+    return [name for name in names if name not in need]
 
 
 def compare(
@@ -317,6 +333,7 @@ def _print(summary: Frame, scale: str) -> None:
         "setting",
         "method",
         "final value",
+        "area",
         "peak",
         "entropy (nats)",
         "P(beats none)",
@@ -329,10 +346,13 @@ def _print(summary: Frame, scale: str) -> None:
             line["cell"],
             METHODS[line["method"]].label,
             f"{line['final']:.3f} [{line['low']:.3f}, {line['high']:.3f}]",
+            f"{line['area']:.3f}",
             f"{line['peak']:.3f}",
             f"{line['entropy']:.2f}",
             f"{line['beats_none']:.2f}",
             f"{line['strength']:g}",
             f"{line['rate']:.3g}",
         )
-    Console().print(table)
+    # A pipe has no width: 80 columns would cut the names.
+    width = None if sys.stdout.isatty() or os.environ.get("COLUMNS") else 160
+    Console(width=width).print(table)

@@ -318,7 +318,7 @@ def _check(instances: Sequence[Instance], learner: Learner, seeds: Sequence[int]
 
 def _check_shaped(instances: Sequence[Instance], learner: Learner, support: Support) -> None:
     if learner.gradient != "sampled":
-        raise ValueError("train: a shaping rule weighs sampled tokens; use Learner(gradient='sampled')")
+        raise ValueError("train: shaping rules and Tsallis bonuses need samples; use Learner(gradient='sampled')")
     if not hasattr(support, "kept") and not isinstance(support, Nucleus):
         raise ValueError(
             f"train: {support!r} with a shaping rule: expected full, drop-lowest, top-k, nucleus or Tsallis"

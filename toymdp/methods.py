@@ -2,8 +2,8 @@
 
 A method here is a support, a shaping rule and a function from seven values of its knob to a controller. Knobs are
 coefficients, targets or thresholds; the grids are this project's own design, centred on where each method works on the
-suite (entropies of 4 nats at the start and group sizes of 16 are not those of a language model). The published value is
-in a grid wherever it has a meaning here.
+suite (entropies of 4 nats at the start and group sizes of 16 are not those of a language model). A published
+constant is in its grid unless it is a coefficient of a bonus, which depends on the scale of entropies and rewards.
 
 The first seven compare supports and controllers (F3); the rest are the field (``aent.methods``), by the same names.
 """
@@ -29,7 +29,7 @@ from aent.controllers import (
     Spring,
     Switch,
 )
-from aent.entropy import DropLowest, Full, Support, TopK
+from aent.entropy import DropLowest, Full, Support, TopK, Tsallis
 from aent.shaping import Shaping
 
 __all__ = ["BANDS", "CONTROLLERS", "FIELD", "METHODS", "STRENGTHS", "SUPPORTS", "Method"]
@@ -50,6 +50,11 @@ class Method:
     strengths: tuple[float, ...] = STRENGTHS
     shaping: Shaping = field(default_factory=Shaping)
     knob: str = "coefficient"
+
+    @property
+    def needs_samples(self) -> bool:
+        """Whether the one-pass engines with exact gradients cannot serve it."""
+        return type(self.shaping) is not Shaping or isinstance(self.support, Tsallis)
 
 
 def band(low: np.ndarray) -> Band:

@@ -85,7 +85,7 @@ def train_shaped(
         runs.update(rule(tokens, coefficient[:, None, None]), t)
         phase.append(_attended(rule, tokens) if rule.measures_attention else runs.measured.copy())
         if (t + 1) % learner.updates == 0:
-            state = controller.update(state, np.mean(phase, axis=0))
+            state = controller.update(state, sum(phase) / len(phase))  # np.mean adds one run's numbers in another order
             phase = []
     return recorder.history(runs.z)
 
@@ -116,7 +116,7 @@ class _Runs:
         self.statistics[..., kernels.SHIFT] = self.z.max(axis=-1)
         self.statistics[..., kernels.THRESHOLD] = self.z.max(axis=-1)
         self.shifts, self.visits = np.empty((count, states)), np.empty((count, states))
-        cut = self.kept if self.over == shaped_kernels.BY_COUNT else actions
+        cut = self.kept if self.over == shaped_kernels.BY_COUNT else float(actions)
         self.anchor, self.density = first_anchor(self.z, mdp, None, self.skeletons.instance, cut)
         self.randoms = Randoms(mdp, learner, seeds)
         self.draws = [np.random.default_rng([int(seed), 2]) for seed in seeds]  # for rules that draw tokens

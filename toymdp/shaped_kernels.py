@@ -152,7 +152,9 @@ def measure_runs(
                 z[r, s], odds[r, s], block_sums[r, s], None, threshold, places, over == BY_COUNT, row
             )
             if over == BY_MASS:
-                needed = kept * (1.0 - 1e-12) * math.exp(row[LOG_TOTAL])
+                # A touch less than the mass, or an exact multiple becomes one more token by rounding.
+                slack = max(1e-12, 16.0 * np.finfo(z.dtype).eps)
+                needed = kept * (1.0 - slack) * math.exp(row[LOG_TOTAL])
                 threshold, places, row[TIE_SHARE] = _cut_by_mass(z[r, s], odds[r, s], needed, guess)
                 _kept_statistics(z[r, s], odds[r, s], z.dtype.type(shifts[r, s]), threshold, places, row)
             elif over == TSALLIS:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,10 +15,13 @@ from aent.controllers import (
     Band,
     BangBang,
     Constant,
+    Doubling,
     Dual,
     ProportionalIntegral,
     Schedule,
+    Spring,
     State,
+    Switch,
     controller_from_dict,
 )
 
@@ -33,7 +37,10 @@ CLOSED_LOOP = [
     ProportionalIntegral(target=0.5, proportional=0.1, integral=0.1),
     Dual(target=0.5, step_size=1.0, initial=0.05, minimum=1e-3, maximum=1.0),
 ]
-EVERY = [Constant(0.3), Schedule(1.0, 0.1, 7), Schedule(0.0, 1.0, 5, "cosine"), MATH, *CLOSED_LOOP]
+# Those that hold no target of their own, or by switching only.
+SWITCH, MOVING = Switch(0.6, 0.7), Switch(0.6, 0.7, low_end=0.4, high_end=0.5, steps=4)
+OTHERS = [Spring(0.1), Doubling(), SWITCH, MOVING]
+EVERY = [Constant(0.3), Schedule(1.0, 0.1, 7), Schedule(0.0, 1.0, 5, "cosine"), MATH, *CLOSED_LOOP, *OTHERS]
 BASE, GAIN = 0.2, 1.0  # H = BASE + GAIN * c; 0.5 nats needs c = 0.3
 
 
@@ -41,7 +48,7 @@ def name(rule):
     return type(rule).__name__
 
 
-def closed_loop(rule, steps, *, base=BASE, gain=GAIN, delay=0, lag=0.0, noise=0.0, rng=None, state=None):
+def closed_loop(rule, steps, *, base: Any = BASE, gain=GAIN, delay=0, lag=0.0, noise=0.0, rng: Any = None, state=None):
     """H_{k+1} = lag H_k + (1 - lag)(base_k + gain c_{k-delay}) + noise; returns coefficients, entropies, last state."""
     state = rule.init() if state is None else state
     coefficients, entropies, bases = [state.coefficient] * (delay + 1), [], np.broadcast_to(base, steps)
@@ -120,6 +127,45 @@ def test_anchored_dual_and_schedules_by_hand():
         np.testing.assert_array_equal(coefficients[4:], 0.5)
 
 
+def coefficients_of(rule, measured):
+    state, seen = rule.init(), []
+    for value in measured:
+        state = rule.update(state, value)
+        seen.append(state.coefficient)
+    return seen
+
+
+def test_spring_by_hand():
+    """2 * .005 (H_0 - H), H_0 = .5: nothing at the anchor, a bonus below it, a penalty above."""
+    assert Spring().init() == State(0.0)
+    assert coefficients_of(Spring(), [0.5, 0.3, 0.5, 0.9]) == pytest.approx([0, 0.002, 0, -0.004])
+
+
+def test_doubling_by_hand():
+    """.1 stays at the first measurement; .2, .4; at the anchor counts as not below: .2, .1; the box stops it."""
+    assert coefficients_of(Doubling(), [0.5, 0.3, 0.3, 0.5, 0.7]) == pytest.approx([0.1, 0.2, 0.4, 0.2, 0.1])
+    assert coefficients_of(Doubling(), [0.5] + 5 * [0.1])[-1] == 1.0
+    assert coefficients_of(Doubling(), [0.5] + 9 * [0.9])[-1] == 1e-3
+
+
+def test_switch_by_hand():
+    """Entrocraft: an end of the band is inside. AEPO: 1.2 up to the target, .8 above it."""
+    assert coefficients_of(SWITCH, [0.59, 0.6, 0.65, 0.7, 0.71]) == [1, 0, 0, 0, -1]
+    aepo = Switch(0.75, 0.75, below=1.2, inside=1.2, above=0.8)
+    assert aepo.init().coefficient == 1.2
+    assert coefficients_of(aepo, [0.1, 0.75, 0.76]) == [1.2, 1.2, 0.8]
+
+
+def test_switch_moves_its_band_linearly_and_then_rests():
+    """A quarter of the way each update: .6, .55, .5, .45, .4 below and .7, .65, .6, .55, .5 above."""
+    bands = [MOVING.band(step) for step in (0, 1, 2, 3, 4, 99)]
+    expected = [(0.6, 0.7), (0.55, 0.65), (0.5, 0.6), (0.45, 0.55), (0.4, 0.5), (0.4, 0.5)]
+    np.testing.assert_allclose(bands, expected)
+    assert coefficients_of(MOVING, [0.66, 0.66, 0.52, 0.52, 0.52, 0.39, 0.45]) == [0, -1, 0, 0, -1, 1, 0]
+    assert coefficients_of(SWITCH, [0.66] * 7) == [0] * 7  # control: this one rests
+    assert SWITCH.band(0) == SWITCH.band(50) == (0.6, 0.7)
+
+
 # ----------------------------------------------------------------------------------------------- purity, JSON, arrays
 
 
@@ -154,11 +200,12 @@ def test_json_round_trip_is_exact_also_for_arrays(values, step):
         np.testing.assert_array_equal(loaded.memory, original.memory)
         assert loaded.step == step
     for rule in (Constant(values[0]), Constant(np.array(values))):
-        loaded = controller_from_dict(json.loads(json.dumps(rule.to_dict())))
+        loaded: Any = controller_from_dict(json.loads(json.dumps(rule.to_dict())))
         np.testing.assert_array_equal(loaded.coefficient, rule.coefficient)
 
 
 ENTRIES = 4
+KEPT = (str, type(None))  # settings that are no numbers
 
 
 def varied(rule, rng):
@@ -169,10 +216,10 @@ def varied(rule, rng):
         if field.name in ("steps", "warmup_steps"):
             whole[field.name] = value + np.arange(ENTRIES)
         else:
-            whole[field.name] = value if isinstance(value, str) else value * rng.uniform(0.9, 1.0, ENTRIES)
+            whole[field.name] = value if isinstance(value, KEPT) else value * rng.uniform(0.9, 1.0, ENTRIES)
     if "initial" in whole and "minimum" in whole:
         whole["initial"] = np.clip(whole["initial"], whole["minimum"], whole["maximum"])
-    entries = [{k: v if isinstance(v, str) else float(v[i]) for k, v in whole.items()} for i in range(ENTRIES)]
+    entries = [{k: v if isinstance(v, KEPT) else float(v[i]) for k, v in whole.items()} for i in range(ENTRIES)]
     return type(rule)(**whole), [type(rule)(**entry) for entry in entries]
 
 
@@ -192,6 +239,14 @@ def test_an_array_of_settings_is_a_loop_over_its_entries(rule):
 def test_a_scalar_setting_serves_many_runs():
     state = MATH.update(MATH.init(), np.array([0.0, 0.2, 1.0]))
     np.testing.assert_allclose(state.coefficient, [0.0023, 0.002, 0.0006])
+
+
+def test_the_three_values_of_a_switch_may_differ_between_runs():
+    rule = Switch(0.6, 0.7, below=np.array([1.0, 2.0]), inside=np.array([0.0, 0.5]), above=-1.0)
+    np.testing.assert_array_equal(rule.init().coefficient, [0, 0.5])
+    np.testing.assert_array_equal(rule.update(rule.init(), np.array([0.1, 0.1])).coefficient, [1, 2])
+    loaded = controller_from_dict(json.loads(json.dumps(rule.to_dict())))
+    np.testing.assert_array_equal(loaded.update(loaded.init(), np.array([0.65, 0.9])).coefficient, [0, -1])
 
 
 # -------------------------------------------------------------------------------------------------------- closed loops
@@ -384,6 +439,64 @@ def test_cycle_of_bang_bang_swings_between_no_bonus_and_just_above_the_target():
     assert 0.503 <= high < 0.503 + rule.step_size * GAIN
 
 
+@pytest.mark.parametrize("gain", [0.5, 2.0])
+def test_limit_and_offset_of_spring(gain):
+    """c' = 2 s (H_0 - H_rest - gain c): slope -2 s gain; at rest H - H_0 = (H_rest - H_0) / (1 + 2 s gain)."""
+
+    def rest(loop_gain):
+        rule = Spring(loop_gain / (2 * gain))
+        coefficients, entropies, _ = closed_loop(rule, 1500, base=10.0, gain=gain, state=State(0.0, memory=10.4))
+        return np.ptp(coefficients[-20:]), entropies[-1] - 10.4
+
+    for loop_gain in (0.1, 0.5, 1 - JUST):
+        ripple, offset = rest(loop_gain)
+        assert ripple < 1e-6
+        assert offset == pytest.approx(-0.4 / (1 + loop_gain), abs=1e-6)
+    assert rest(1 + JUST)[0] > 0.4
+
+
+def test_spring_rests_at_its_anchor_only_if_the_policy_does():
+    coefficients, entropies, _ = closed_loop(Spring(0.1), 50)
+    assert (coefficients == 0).all()
+    assert (entropies == BASE).all()
+    _, entropies, _ = closed_loop(Spring(0.1), 50, base=np.repeat([1.0, 0.2], [10, 40]))
+    assert entropies[-1] == pytest.approx(1 - 0.8 / 1.2)
+
+
+@pytest.mark.parametrize("anchor", [0.25, 0.5, 0.93])
+def test_doubling_alternates_around_its_anchor_by_a_factor_of_two(anchor):
+    coefficients, entropies, _ = closed_loop(Doubling(), 60, state=State(0.1, memory=anchor))
+    low, high = sorted({*coefficients[-20:]})
+    assert high == pytest.approx(2 * low)
+    assert entropies[-20:].min() < anchor <= entropies[-20:].max()
+
+
+def test_doubling_out_of_reach_rests_at_its_box_and_comes_back():
+    for base, gain, end in ((0.0, 0.1, 1.0), (2.0, 1.0, 1e-3)):
+        coefficients, _, state = closed_loop(Doubling(), 40, base=base, gain=gain, state=State(0.1, memory=0.5))
+        assert set(coefficients[-20:]) == {end}
+        _, entropies, _ = closed_loop(Doubling(), 40, state=state)
+        assert entropies[-10:].min() < 0.5 <= entropies[-10:].max()
+
+
+@pytest.mark.parametrize(
+    ("base", "gain", "end"),
+    [
+        (0.65, 0.1, [0.65]),  # rests inside
+        (0.5, 0.15, [0.5, 0.65]),  # alternates around the lower end
+        (0.8, 0.15, [0.65, 0.8]),  # around the upper one
+        (0.5, 0.3, [0.2, 0.8]),  # a strong push crosses the whole band
+        (0.2, 0.3, [0.5]),  # out of reach: pushes for good
+    ],
+)
+def test_cycles_of_a_switch(base, gain, end):
+    coefficients, entropies, state = closed_loop(SWITCH, 40, base=base, gain=gain)
+    assert sorted({round(value, 9) for value in entropies[-10:]}) == end
+    assert set(coefficients) <= {-1, 0, 1}
+    _, entropies, _ = closed_loop(SWITCH, 5, base=0.65, gain=0.01, state=state)
+    np.testing.assert_allclose(entropies[-3:], 0.65)  # once the policy rests inside, so does the rule
+
+
 # -------------------------------------------------------------------------------------------------------------- errors
 
 
@@ -412,6 +525,19 @@ BOX = {"minimum": 0.1, "maximum": 1.0}
         (Constant, {"coefficient": math.nan}, "finite"),
         (Schedule, {"initial": 0.0, "final": 1.0, "steps": 0}, "at least 1"),
         (Schedule, {"initial": 0.0, "final": 1.0, "steps": 2, "shape": "square"}, "'cosine'"),
+        (Spring, {"strength": 0.0}, r"use Constant\(0\)"),
+        (Spring, {"strength": np.array([0.1, math.nan])}, "finite"),
+        (Doubling, {"minimum": 0.0}, "doubling 0 leads nowhere"),
+        (Doubling, {"initial": 2.0}, "widen the box"),
+        (Switch, {"low": 0.7, "high": 0.6}, "low <= high"),
+        (Switch, {"low": -0.1, "high": 0.6}, "0 <= low"),
+        (Switch, {"low": 0.1, "high": math.nan}, "finite"),
+        (Switch, {"low": 0.6, "high": 0.7, "low_end": 0.4}, "together"),
+        (Switch, {"low": 0.6, "high": 0.7, "low_end": 0.4, "high_end": math.inf}, "finite"),
+        (Switch, {"low": 0.6, "high": 0.7, "low_end": 0.5, "high_end": 0.4}, "low_end <= high_end"),
+        (Switch, {"low": 0.6, "high": 0.7, "low_end": -0.5, "high_end": 0.4}, "0 <= low_end"),
+        (Switch, {"low": 0.6, "high": 0.7, "steps": 0}, "at least 1"),
+        (Switch, {"low": 0.6, "high": 0.7, "below": math.nan}, "finite"),
     ],
 )
 def test_useless_settings_are_refused(rule, fields, message):
@@ -435,7 +561,7 @@ def test_a_measurement_rounded_below_zero_is_accepted():
     [
         ({"type": "band"}, "did you mean 'Band'"),
         ({"type": "_Boxed"}, "unknown controller"),
-        ({}, "Known: Anchored, Band, BangBang, Constant, Dual, ProportionalIntegral, Schedule$"),
+        ({}, "Known: Anchored, Band, BangBang, Constant, Doubling, Dual, .*, Schedule, Spring, Switch$"),
         ({"type": "Band", "low": 0.1}, "missing"),
         ({**MATH.to_dict(), "beta": 1.0}, "unknown beta; expected high"),
     ],
@@ -452,7 +578,7 @@ def test_bad_saved_states_are_refused():
         State.from_dict({"step": 1})
 
 
-@pytest.mark.parametrize("rule", CLOSED_LOOP, ids=name)
+@pytest.mark.parametrize("rule", [*CLOSED_LOOP, *OTHERS], ids=name)
 def test_a_state_does_not_share_memory_with_the_measurement(rule):
     """A training loop writes every measurement into one buffer: an anchor that aliases it would follow the entropy."""
     buffer = np.array([2.0, 3.0])

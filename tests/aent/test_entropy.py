@@ -18,6 +18,7 @@ from aent.entropy import (
     Full,
     Nucleus,
     TopK,
+    Tsallis,
     clamped_entropy,
     entropy,
     entropy_gradient,
@@ -27,6 +28,18 @@ from aent.entropy import (
 )
 
 SUPPORTS = [Full(), DropLowest(0.33), DropLowest(0.9), TopK(1), TopK(3), TopK(50), Nucleus(0.5), Nucleus(0.95)]
+ENTROPIES = [*SUPPORTS, Tsallis()]  # not a support, but an entropy all the same
+
+
+def split(logits, support):
+    """The parts of a support's split; none for Tsallis, which refuses."""
+    if support != Tsallis():
+        return entropy_split(logits, support)
+    with pytest.raises(ValueError, match="chain rule"):
+        entropy_split(logits, support)
+    return ()
+
+
 SIX = np.array([2.0, 1.0, 0.0, -1.0, -2.0, -3.0])
 # Few distinct values, so that ties (also at the cut) are the rule; -inf for impossible tokens.
 TIED = st.lists(st.sampled_from([-math.inf, -2.0, -0.5, 0.0, 0.25, 1.5]), min_size=1, max_size=9).filter(
@@ -138,7 +151,7 @@ def test_rounding_to_bfloat16_ties_and_does_not_favour_token_order():
 
 
 @settings(max_examples=80)
-@given(TIED, st.sampled_from(SUPPORTS), st.randoms(use_true_random=False))
+@given(TIED, st.sampled_from(ENTROPIES), st.randoms(use_true_random=False))
 def test_permuting_tokens_permutes_the_gradient_and_keeps_the_value(row, support, random):
     logits, order = np.array(row), list(range(len(row)))
     random.shuffle(order)
@@ -148,7 +161,7 @@ def test_permuting_tokens_permutes_the_gradient_and_keeps_the_value(row, support
 
 
 @settings(max_examples=60)
-@given(SPREAD, st.sampled_from(SUPPORTS), st.integers(-1000, 1000))
+@given(SPREAD, st.sampled_from(ENTROPIES), st.integers(-1000, 1000))
 def test_shifting_all_logits_changes_nothing(logits, support, shift):
     before, after = entropy(logits, support=support), entropy(logits + shift, support=support)
     assert after == pytest.approx(before, abs=1e-9)
@@ -238,7 +251,7 @@ def test_gradient_equals_finite_differences_with_the_support_frozen(logits, supp
     assert np.all(gradient[np.array(weights) == 0] == 0)
 
 
-@pytest.mark.parametrize("support", SUPPORTS)
+@pytest.mark.parametrize("support", ENTROPIES)
 @pytest.mark.parametrize("temperature", [0.6, 1.0])
 def test_autograd_equals_the_closed_form(support, temperature):
     logits = torch.randn(3, 20, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
@@ -250,27 +263,28 @@ def test_autograd_equals_the_closed_form(support, temperature):
     torch.testing.assert_close(logits.grad, expected, rtol=0, atol=1e-14)
 
 
-@pytest.mark.parametrize("support", SUPPORTS)
+@pytest.mark.parametrize("support", ENTROPIES)
 def test_gradcheck(support):
     logits = torch.randn(2, 9, dtype=torch.float64, generator=torch.Generator().manual_seed(4), requires_grad=True)
     assert torch.autograd.gradcheck(lambda x: entropy(x, support=support, temperature=0.8), (logits,))
-    assert torch.autograd.gradcheck(lambda x: tuple(entropy_split(x, support)), (logits,))
+    assert torch.autograd.gradcheck(lambda x: tuple(split(x, support)) or x, (logits,))
 
 
 @pytest.mark.parametrize("low", [-math.inf, torch.finfo(torch.float32).min, -1e4])
-@pytest.mark.parametrize("support", SUPPORTS)
+@pytest.mark.parametrize("support", ENTROPIES)
 def test_masked_tokens_give_neither_nan_nor_gradient(low, support):
     rows = [[low, 1.0, 0.5, low, 0.0], [low, low, 3.0, low, low], [1e4, 1e4, -1e4, low, 0.0]]
     logits = torch.tensor(rows, requires_grad=True)
     value = entropy(logits, support=support, temperature=0.6)
     value.sum().backward()
+    assert logits.grad is not None
     assert torch.isfinite(value).all()
     assert torch.isfinite(logits.grad).all()
     assert (logits.grad[logits == low] == 0).all()
     assert float(value[1].detach()) == 0.0
     if isinstance(support, Full):
         torch.testing.assert_close(value[2].item(), math.log(2), rtol=1e-6, atol=0)
-    for part in entropy_split(logits.detach(), support):
+    for part in split(logits.detach(), support):
         assert torch.isfinite(part).all()
 
 
@@ -283,12 +297,100 @@ def test_one_kept_token_has_no_entropy_and_no_gradient(support):
     assert entropy(tied, support=TopK(1)) == 0.0
 
 
+# ------------------------------------------------------------------------------------------------------------ Tsallis
+
+
+def brute_tsallis(row, temperature=1.0):
+    odds = [math.exp((value - max(row)) / temperature) for value in row]
+    return (1 - math.fsum(o * o for o in odds) / math.fsum(odds) ** 2) / 2
+
+
+def test_tsallis_by_hand():
+    """p = 1/2, 1/4, 1/4: sum p^2 = 3/8, (1 - 3/8) / 2 = 5/16; slopes -1/2 (1/2 - 3/8) and -1/4 (1/4 - 3/8)."""
+    logits = np.log([0.5, 0.25, 0.25])
+    assert entropy(logits, support=Tsallis()) == pytest.approx(5 / 16, rel=1e-14)
+    np.testing.assert_allclose(entropy_gradient(logits, support=Tsallis()), [-1 / 16, 1 / 32, 1 / 32], rtol=1e-13)
+    cooled = entropy_gradient(logits * 0.5, support=Tsallis(), temperature=0.5)  # the same policy, steeper logits
+    np.testing.assert_allclose(cooled, [-1 / 8, 1 / 16, 1 / 16], rtol=1e-13)
+    assert Tsallis().kept(7) == 7
+    np.testing.assert_array_equal(support_weights(logits, Tsallis()), 1)
+
+
+@settings(max_examples=100)
+@given(TIED, st.sampled_from([0.5, 1.0, 1.7]))
+def test_tsallis_equals_brute_force_and_stays_in_its_range(row, temperature):
+    value = entropy(np.array(row), support=Tsallis(), temperature=temperature)
+    assert value == pytest.approx(brute_tsallis(row, temperature), abs=1e-14)
+    assert 0 <= value <= (1 - 1 / len(row)) / 2 + 1e-15
+
+
+@pytest.mark.parametrize("vocabulary", [1, 2, 7, 150_000])
+def test_tsallis_is_largest_for_the_uniform_policy(vocabulary):
+    value = entropy(np.zeros(vocabulary), support=Tsallis())
+    assert value == pytest.approx((1 - 1 / vocabulary) / 2, rel=1e-12)
+
+
+@settings(max_examples=60)
+@given(SPREAD, st.sampled_from([0.6, 1.0, 2.5]))
+def test_tsallis_gradient_equals_finite_differences(logits, temperature):
+    gradient, step = entropy_gradient(logits, support=Tsallis(), temperature=temperature), 1e-5
+    for token in range(len(logits)):
+        up, down = logits.copy(), logits.copy()
+        up[token] += step
+        down[token] -= step
+        slope = (brute_tsallis(list(up), temperature) - brute_tsallis(list(down), temperature)) / (2 * step)
+        assert gradient[token] == pytest.approx(slope, abs=2e-9)
+    assert gradient.sum() == pytest.approx(0, abs=1e-13)
+
+
+def sparsemax(scores):
+    """Projection on the simplex: p = max(z - tau, 0), tau from the sorted scores (Martins and Astudillo 2016)."""
+    ordered, total, tau = sorted(scores, reverse=True), 0.0, 0.0
+    for count, score in enumerate(ordered, start=1):
+        total += score
+        if 1 + count * score > total:
+            tau = (total - 1) / count
+    return np.maximum(np.array(scores) - tau, 0)
+
+
+@pytest.mark.parametrize("rewards", [[1.0, 0.8, 0.1, 0.0, 0.7], [0.3, 0.2, 0.25, 0.1, 0.0], [2.0, 0.0, 0.1, 1.8, 0.0]])
+def test_sparsemax_is_the_policy_that_tsallis_and_a_reward_make_optimal(rewards):
+    """argmax <p, r> / l + (1 - |p|^2) / 2 = argmin |p - r / l|^2; with Shannon it is a softmax, positive everywhere."""
+    scores = np.array(rewards) / 0.3
+
+    def optimum(support):
+        logits = policy = np.full(5, 0.2)
+        for _ in range(1000):
+            policy = np.exp(logits - logits.max())
+            policy /= policy.sum()
+            gradient = policy * (scores - policy @ scores) + entropy_gradient(logits, support=support)
+            logits = logits + 0.5 * gradient / np.maximum(policy, 1e-200)  # natural: no slow tail
+        return policy
+
+    found, expected = optimum(Tsallis()), sparsemax(scores)
+    np.testing.assert_allclose(found, expected, atol=1e-9)
+    assert expected.sum() == pytest.approx(1)
+    assert 1 < (expected > 0).sum() < 5
+    softmax = np.exp(scores) / np.exp(scores).sum()
+    np.testing.assert_allclose(optimum(Full()), softmax, atol=1e-9)
+    assert softmax.min() > 5e-4
+
+
+def test_tsallis_pays_a_thin_tail_next_to_nothing():
+    """Slope per probability: log(1 / p) - H grows without end in the tail, sum p^2 - p does not."""
+    logits = np.array([0.0, *[-12.0] * 1000])
+    probability = math.exp(-12) / (1 + 1000 * math.exp(-12))
+    shannon, tsallis = (entropy_gradient(logits, support=s)[-1] / probability for s in (Full(), Tsallis()))
+    assert 10 < shannon < 12.1
+    assert tsallis == pytest.approx((1 - 1000 * probability) ** 2, rel=1e-5)
+
+
 # ------------------------------------------------------------------------------------------- numpy, torch and accuracy
 
 
 @pytest.mark.parametrize("shape", [(7,), (1, 7), (2, 3, 7), (0, 7), (2, 0, 7), (4, 1)])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("support", SUPPORTS)
+@pytest.mark.parametrize("support", ENTROPIES)
 def test_numpy_equals_torch_in_value_shape_and_dtype(shape, dtype, support):
     logits = np.random.default_rng(5).normal(size=shape).round(1).astype(dtype)
     tolerance = {"rtol": 0, "atol": 1e-6 if dtype == np.float32 else 1e-14}
@@ -297,10 +399,7 @@ def test_numpy_equals_torch_in_value_shape_and_dtype(shape, dtype, support):
         (support_weights(logits, support), support_weights(tensor, support), shape),
         (entropy(logits, support=support), entropy(tensor, support=support), shape[:-1]),
         (entropy_gradient(logits, support=support), entropy_gradient(tensor, support=support), shape),
-        *(
-            (*both, shape[:-1])
-            for both in zip(entropy_split(logits, support), entropy_split(tensor, support), strict=True)
-        ),
+        *((*both, shape[:-1]) for both in zip(split(logits, support), split(tensor, support), strict=True)),
     ]
     for ours, theirs, expected_shape in pairs:
         assert ours.shape == tuple(theirs.shape) == expected_shape
@@ -334,13 +433,13 @@ def test_float32_is_accurate_over_a_large_vocabulary(support):
     assert (error < 2e-6 * np.abs(exact).max(axis=-1)).all()
 
 
-@pytest.mark.parametrize("support", SUPPORTS)
+@pytest.mark.parametrize("support", ENTROPIES)
 def test_row_blocks_change_nothing(support, monkeypatch):
     logits = np.random.default_rng(9).normal(size=(3, 5, 16)).round(1)
 
     def results():
         weights, gradient = support_weights(logits, support), entropy_gradient(logits, support=support)
-        return [weights, gradient, entropy(logits, support=support), *entropy_split(logits, support)]
+        return [weights, gradient, entropy(logits, support=support), *split(logits, support)]
 
     whole = results()
     for block in (1, 16, 50):  # one row, one row, three rows of the fifteen

@@ -7,8 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aent.controllers import Band, BangBang, Constant, Controller
-from aent.entropy import DropLowest, Full, Nucleus, TopK
-from aent_llm.config import AEntGRPOConfig, controller, support, support_to_dict
+from aent.entropy import DropLowest, Full, Nucleus, TopK, Tsallis
+from aent.shaping import ClipCovariance, PeakBonus, Shaping
+from aent_llm.config import AEntGRPOConfig, controller, parts, shaping, support, support_to_dict
 
 BAND = {"initial": 2e-3, "low": 0.15, "high": 0.24, "step_size": 2e-3, "minimum": 6e-4, "maximum": 9e-3}
 
@@ -25,6 +26,7 @@ def config(**settings):
         ({"type": "DropLowest", "share": 0.33}, DropLowest(0.33)),
         ({"type": "top_k", "k": 100}, TopK(100)),
         ({"type": "nucleus", "mass": 0.9}, Nucleus(0.9)),
+        ("tsallis", Tsallis()),
         (TopK(7), TopK(7)),
     ],
 )
@@ -37,6 +39,13 @@ def test_every_support_is_understood(given_, expected) -> None:
 def test_every_controller_type_is_found_by_any_spelling(name: str, spelling) -> None:
     with pytest.raises(ValueError, match=f"{name}: unknown nonsense"):  # the rule was found, the option was not
         controller({"type": spelling(name), "nonsense": 1})
+
+
+@given(st.sampled_from(sorted(Shaping.registry)), st.sampled_from([str.lower, str.upper, str]))
+def test_every_shaping_rule_is_found_by_any_spelling(name: str, spelling) -> None:
+    assert shaping(spelling(name)) == Shaping.registry[name]()
+    with pytest.raises(ValueError, match=f"{name}: unknown nonsense"):
+        shaping({"type": spelling(name), "nonsense": 1})
 
 
 def test_a_number_is_a_constant_coefficient() -> None:
@@ -55,6 +64,10 @@ def test_a_number_is_a_constant_coefficient() -> None:
         ("entropy_controller", {"type": "bnd", **BAND}, "did you mean 'Band'"),
         ("entropy_controller", {"type": "band", **BAND, "hihg": 1.0}, "unknown hihg"),
         ("entropy_controller", {"type": "band", **{**BAND, "low": 0.5}}, "low <= high"),
+        ("entropy_shaping", {"type": "peak_bonos"}, "did you mean 'PeakBonus'"),
+        ("entropy_shaping", "kl_covariance", "has a coefficient, and none was given: set entropy_controller"),
+        ("entropy_shaping", {"type": "shaping", "high": 0.28}, r"the clip range is TRL's.*epsilon_high=0\.28"),
+        ("entropy_method", "clip-cof", "did you mean 'clip-cov'"),
         ("entropy_warmup_steps", -1, ">= 0"),
         ("sampler_tolerance", 0.0, "positive gap"),
         ("entropy_coef", 0.01, "there would be two"),
@@ -65,6 +78,72 @@ def test_a_number_is_a_constant_coefficient() -> None:
 def test_what_has_no_meaning_is_refused(field, value, message) -> None:
     with pytest.raises(ValueError, match=message):
         config(**{field: value})
+
+
+@pytest.mark.parametrize(
+    ("method", "settings", "message"),
+    [
+        ("clip-cov", {"loss_type": "cispo"}, "loss_type='cispo' does not go with ClipCovariance.*grpo, bnpo"),
+        ("clip-cov", {"loss_type": "sapo"}, "loss_type='sapo'"),
+        ("clip-cov", {"importance_sampling_level": "sequence"}, "ratio of each token"),
+        ("clip-cov", {"delta": 3.0}, r"delta=3\.0 does not go with ClipCovariance"),
+        ("clip-cov", {"off_policy_mask_threshold": 1.0}, "which tokens count"),
+        ("clip-cov", {"epsilon": 0.3}, "set low and high of entropy_shaping"),
+        ("clip-cov", {"epsilon_high": 0.28}, "set low and high of entropy_shaping"),
+        ("clip-cov", {"beta": 0.1, "num_iterations": 2}, "set it to False"),
+        ("qae", {"scale_rewards": "batch"}, "scale_rewards='batch' does not go with QuantileBaseline"),
+        ("aepo", {"scale_rewards": "none"}, "use 'group'"),
+        ("qae", {"multi_objective_aggregation": "normalize_then_sum"}, "use 'sum_then_normalize'"),
+        ("aepo", {"use_vllm": True}, "set use_vllm=False"),
+        ("aepo", {"use_transformers_continuous_batching": True}, "one temperature for all"),
+        ("aepo", {"num_generations": 2}, "use 3 or more"),
+        ("adrpo", {"entropy_controller": 0.0}, "beta=0 does not go with AdvantageKL.*other value"),
+        ("none", {"entropy_shaping": "advantage_kl", "entropy_controller": 0.1}, "beta=0 does not go with"),
+        ("aent", {"use_adaptive_entropy": True}, "there would be two"),
+        ("skywork", {"entropy_controller": 0.1, "use_adaptive_entropy": True}, "there would be two"),
+        ("clip-higher", {"entropy_coef": 0.1}, "there would be two"),
+    ],
+)
+def test_a_setting_that_a_rule_cannot_honour_is_refused_with_advice(method, settings, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        config(entropy_method=method, **settings)
+
+
+@pytest.mark.parametrize(
+    ("method", "settings"),
+    [
+        ("clip-cov", {"epsilon_high": 0.2}),
+        ("clip-cov", {"scale_rewards": "none"}),  # it leaves the advantages of a group alone
+        ("clip-cov", {"beta": 0.1}),
+        ("clip-cov", {"beta": 0.1, "num_iterations": 2, "use_bias_correction_kl": False}),
+        ("adrpo", {"num_iterations": 2}),
+        ("clip-higher", {"delta": 3.0, "loss_type": "cispo"}),  # TRL does it
+        ("aent", {"epsilon_high": 0.28, "delta": 3.0, "loss_type": "vespo"}),
+        ("qae", {"use_vllm": True}),
+    ],
+)
+def test_a_setting_that_does_no_harm_is_not_refused(method, settings) -> None:
+    one = config(entropy_method=method, **settings)
+    assert {name: getattr(one, name) for name in settings} == settings
+
+
+def test_what_trl_has_built_in_it_does_until_a_part_is_another() -> None:
+    by_trl = parts("clip-higher")
+    assert (by_trl.trl, by_trl.controller, by_trl.shaping) == ({"epsilon_high": 0.28}, Constant(0.0), Shaping())
+    assert parts("clip-higher", "tsallis").trl
+    moved = parts("clip-higher", None, 0.3)
+    assert (moved.trl, moved.controller) == ({}, Constant(0.3))
+    assert type(moved.shaping).__name__ == "ClipHigher"
+    assert parts("skywork", None, BangBang(target=0.3)).trl == {}
+    assert config(entropy_method="clip-higher", epsilon_high=0.3).epsilon_high == 0.3
+    assert config(entropy_method="adrpo", beta=0.5).beta == 0.5
+    assert config(entropy_method="adrpo").beta == 0.04
+
+
+def test_without_a_method_nothing_is_shaped() -> None:
+    assert parts(None) == (Full(), Constant(0.0), Shaping(), {})
+    assert parts(None, None, 0.1, "clip_covariance")[1:3] == (Constant(0.1), ClipCovariance())
+    assert parts("aent", None, None, "peak_bonus")[2] == PeakBonus()
 
 
 def test_a_rollout_phase_is_a_whole_number_of_optimiser_steps() -> None:
@@ -99,3 +178,5 @@ def test_a_command_line_gives_json_text() -> None:
     )
     assert support(one.entropy_support) == TopK(5)
     assert controller(one.entropy_controller) == Constant(1)
+    rule = config(entropy_shaping='{"type": "peak_bonus", "quantile": 0.5}', entropy_controller=0.1).entropy_shaping
+    assert shaping(rule) == PeakBonus(quantile=0.5)

@@ -21,6 +21,7 @@ from aent.entropy import (
     Nucleus,
     Support,
     TopK,
+    Tsallis,
     entropy,
     entropy_gradient,
     entropy_split,
@@ -28,7 +29,7 @@ from aent.entropy import (
 )
 from aent_llm import bench
 from aent_llm.entropy_head import HeadOutput, fused_entropy_head
-from aent_llm.model_head import EntropyOutput, add_entropy_head
+from aent_llm.model_head import EntropyOutput, add_entropy_head, check_scalable
 
 
 @dataclass(frozen=True)
@@ -42,9 +43,9 @@ class BelowMean:
 
 SUPPORTS: list[Support] = [
     Full(), DropLowest(0.0), DropLowest(0.33), DropLowest(0.95), TopK(1), TopK(3), TopK(10**6),
-    Nucleus(0.5), Nucleus(0.97), Nucleus(1.0), BelowMean(),
+    Nucleus(0.5), Nucleus(0.97), Nucleus(1.0), Tsallis(), BelowMean(),
 ]  # fmt: skip
-CUTS: list[Support] = [DropLowest(0.33), DropLowest(0.8), TopK(1), TopK(5), Nucleus(0.7), BelowMean()]
+CUTS: list[Support] = [DropLowest(0.33), DropLowest(0.8), TopK(1), TopK(5), Nucleus(0.7), Tsallis(), BelowMean()]
 Inputs = tuple[Any, ...]  # hidden, weight, bias or None, targets
 
 
@@ -118,7 +119,7 @@ def test_ties_share_the_cut(support: Support, vocabulary: int) -> None:
     torch.testing.assert_close(output.kept, weights.sum(-1))
 
 
-@pytest.mark.parametrize("support", [Full(), DropLowest(0.4), TopK(2), Nucleus(0.8), BelowMean()], ids=repr)
+@pytest.mark.parametrize("support", [Full(), DropLowest(0.4), TopK(2), Nucleus(0.8), Tsallis(), BelowMean()], ids=repr)
 def test_gradcheck(support: Support) -> None:
     hidden, weight, bias, targets = inputs(3, 2, 7)
 
@@ -171,6 +172,18 @@ def test_no_support_gives_no_clamped_numbers() -> None:
     assert output[2:] == (None,) * 7
 
 
+def test_tsallis_by_hand() -> None:
+    """p = (1/2, 1/4, 1/4): sum p^2 = 3/8, entropy 5/16, gradient -p (p - 3/8) = (-1, 1/2, 1/2) / 16."""
+    z = torch.tensor([[0.5, 0.25, 0.25]], dtype=torch.float64).log().requires_grad_()
+    output = fused(z, torch.eye(3).double(), None, torch.tensor([0]), support=Tsallis(), diagnostics=True)
+    assert output.clamped_entropy.item() == pytest.approx(5 / 16, abs=1e-15)
+    assert (output.dropped_mass.item(), output.kept.item()) == (0.0, 3.0)
+    (gradient,) = torch.autograd.grad(output.clamped_entropy.sum(), z)
+    assert gradient[0].tolist() == pytest.approx([-1 / 16, 1 / 32, 1 / 32], abs=1e-15)
+    assert output.clamped_grad_sq.item() == pytest.approx(6 / 1024, abs=1e-15)
+    assert output.entropy.item() == pytest.approx(1.5 * math.log(2), abs=1e-15)  # Shannon's stays beside it
+
+
 def test_full_support_returns_the_entropy_itself() -> None:
     output = fused(*inputs(4, 3, 11), support=Full(), diagnostics=True)
     assert output.clamped_entropy is output.entropy
@@ -182,7 +195,8 @@ def test_full_support_returns_the_entropy_itself() -> None:
 
 
 @given(
-    st.integers(0, 10**6), st.integers(1, 5), st.integers(1, 60), st.booleans(), st.sampled_from(CUTS[:-1]),
+    st.integers(0, 10**6), st.integers(1, 5), st.integers(1, 60), st.booleans(),
+    st.sampled_from([rule for rule in CUTS[:-1] if rule != Tsallis()]),  # the chain rule is Shannon's
     st.sampled_from([0.1, 1.0, 30.0]), st.integers(1, 4000),
 )  # fmt: skip
 @settings(max_examples=40)
@@ -504,6 +518,53 @@ def test_clamped_entropy_in_a_model_equals_the_definition_on_its_logits(name: st
     got = parameter_gradients(model, output.clamped_entropy.sum())
     for key, want in wanted.items():
         torch.testing.assert_close(got[key], want, atol=3e-6 + 1e-5 * want.abs().max().item(), rtol=1e-4)
+
+
+@pytest.mark.parametrize("as_function", [False, True])
+def test_a_row_scale_multiplies_the_logits_of_the_log_probs_and_of_nothing_else(as_function: bool) -> None:
+    model, scale = tiny("Qwen2"), torch.tensor([[2.0], [0.5]])
+    logits = model(**batch()).logits[:, :-1].float() / 0.8
+    labels = batch()["labels"][:, 1:]
+    scored = labels != -100
+    rows = scale[torch.arange(len(labels)) % 2]
+    target = labels.clamp(min=0)[..., None]
+    wanted = (rows[..., None] * logits).log_softmax(-1).gather(-1, target)[..., 0] * scored
+    expected = parameter_gradients(model, wanted.sum())
+    add_fused_lm_head(model)
+    add_entropy_head(model, temperature=0.8, support=TopK(9))
+    seen = []
+
+    def decide(fields: dict[str, Any]) -> Tensor:
+        seen.append(fields["entropy"])
+        return rows
+
+    backbones = []
+    model.base_model.register_forward_hook(lambda *_: backbones.append(1))
+    given = decide if as_function else rows
+    output = model(**batch(), fused_lm_head=True, entropy_statistics=True, row_scale=given)
+    assert len(backbones) == 1
+    torch.testing.assert_close(output.log_probs, wanted, atol=3e-6, rtol=1e-5)
+    plain = logits.log_softmax(-1).gather(-1, target)[..., 0] * scored
+    torch.testing.assert_close(output.plain_log_probs, plain, atol=3e-6, rtol=1e-5)
+    torch.testing.assert_close(output.entropy, entropy(logits) * scored, atol=3e-6, rtol=1e-5)
+    assert all(torch.equal(one, output.entropy) for one in seen)
+    assert len(seen) == as_function
+    assert not output.entropy.requires_grad
+    got = parameter_gradients(model, output.log_probs.sum())
+    for key, want in expected.items():
+        torch.testing.assert_close(got[key], want, atol=3e-6 + 1e-5 * want.abs().max().item(), rtol=1e-4)
+    assert not torch.allclose(plain[0], wanted[0], atol=1e-3)  # negative control: the scale does something
+
+
+def test_logits_behind_a_bias_or_a_softcap_cannot_be_scaled() -> None:
+    model = tiny("Qwen2")
+    check_scalable(model)
+    model.config.final_logit_softcapping = 30.0
+    with pytest.raises(ValueError, match=r"a softcap of 30\.0"):
+        check_scalable(model)
+    model.get_output_embeddings().bias = torch.nn.Parameter(torch.zeros(3))
+    with pytest.raises(ValueError, match="a bias"):
+        check_scalable(model)
 
 
 def headed(name: str = "Qwen2", **options: Any) -> Any:

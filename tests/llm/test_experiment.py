@@ -5,8 +5,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from aent.controllers import Band
-from aent.entropy import DropLowest
+from aent.controllers import Band, Constant, Spring
+from aent.entropy import DropLowest, Full, Nucleus
+from aent.methods import METHODS
+from aent.shaping import KLCovariance, PeakBonus
 from aent_llm import config as configs
 from aent_llm.__main__ import main
 from aent_llm.experiment import load_experiment, parse_experiment
@@ -59,6 +61,43 @@ def test_the_plan_counts_as_the_trainer_does(tmp_path) -> None:
     assert experiment.plan(processes=4)["completions per optimiser step"] == 64
 
 
+def test_a_method_fills_what_the_file_leaves_out(tmp_path) -> None:
+    experiment = parse_experiment({**RAW, "entropy": {"method": "siren", "support": "full"}}, "one")
+    args = experiment.training_arguments(tmp_path)
+    assert args.entropy_method == "siren"
+    assert configs.support(args.entropy_support) == Full()
+    assert configs.controller(args.entropy_controller) == Spring(0.005)
+    assert configs.shaping(args.entropy_shaping) == PeakBonus(high=0.28)
+    plan = experiment.plan()
+    assert (plan["method"], plan["support"]) == ("siren", "full")
+    assert (plan["controller"]["type"], plan["shaping"]["type"]) == ("Spring", "PeakBonus")
+    assert parse_experiment({**RAW, "entropy": {"method": "clip-higher"}}, "one").plan()["controller"] == {
+        "trl": {"epsilon_high": 0.28}
+    }
+    assert "method" not in parse_experiment(RAW, "one").plan()
+
+
+def test_a_method_on_the_command_line_takes_the_place_of_the_file_s(tmp_path) -> None:
+    """The band, the clamp and the warm-up of the file are AEnt's; what is set beside the method stays."""
+    path = written(tmp_path)
+    for name, method in METHODS.items():
+        experiment = load_experiment(path, {"entropy.method": name})
+        args = experiment.training_arguments(tmp_path)
+        assert args.entropy_warmup_steps == 0
+        assert configs.support(args.entropy_support) == method.support
+        assert configs.controller(args.entropy_controller) == (Constant(0.0) if method.trl else method.controller)
+    overrides = {"entropy.method": "siren", "entropy.support": {"type": "nucleus", "mass": 0.9}}
+    args = load_experiment(path, overrides).training_arguments(tmp_path)
+    assert configs.support(args.entropy_support) == Nucleus(0.9)
+
+
+def test_a_rule_without_a_method_and_numbers_without_a_dot(tmp_path) -> None:
+    block = {"shaping": {"type": "kl_covariance", "share": "2e-3"}, "controller": "1e-1"}
+    args = parse_experiment({**RAW, "entropy": block}, "one").training_arguments(tmp_path)
+    assert configs.shaping(args.entropy_shaping) == KLCovariance(share=0.002)
+    assert configs.controller(args.entropy_controller) == Constant(0.1)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -68,7 +107,12 @@ def test_the_plan_counts_as_the_trainer_does(tmp_path) -> None:
         ({"data": {}}, "data: .*source"),
         ({"entropy": {"supports": "full"}}, "did you mean 'support'"),
         ({"entropy": {"support": {"type": "top_k", "k": 0}}}, "at least 1"),
+        ({"entropy": {"method": "sirn"}}, "unknown method 'sirn'; did you mean 'siren'"),
+        ({"entropy": {"shaping": {"type": "peek_bonus"}}}, "did you mean 'PeakBonus'"),
+        ({"entropy": {"shaping": "peak_bonus"}}, "none was given"),
+        ({"entropy": {"mehod": "siren"}}, "did you mean 'method'"),
         ({"train": {"output_dir": "x"}}, "output_dir is not set here"),
+        ({"train": {"entropy_method": "siren"}}, "entropy_method is not set here"),
         ({"model": {"dtype": "fp8"}}, "expected float32"),
     ],
 )

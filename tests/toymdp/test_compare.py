@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 from scipy.stats import trim_mean
 
+from aent import methods as published
+from aent.controllers import Constant, Switch
 from aent.runs import read_run
 from toymdp import compare
 from toymdp.compare import METHODS, Budget, Cell, best_setting, bootstrap_interval, evaluate, interquartile_mean
 from toymdp.learners import Learner
+from toymdp.methods import BANDS, FIELD, STRENGTHS, SUPPORTS
 
 CELL = Cell("smoke-bandit", Learner(40, 0.05), (0.02, 0.05))
 
@@ -99,6 +103,8 @@ def test_a_killed_comparison_resumes_to_the_same_rows(tmp_path: Path, monkeypatc
         (["--settings", "bandit-1e4-n3"], "unknown setting"),
         (["--resume"], "--out"),
         (["--steps", "0"], "at least 1"),
+        (["--updates", "0"], "at least 1"),
+        (["--updates", "2", "--gradient", "exact"], "use 'sampled'"),
     ],
 )
 def test_bad_flags_are_refused_with_advice(flags: list[str], message: str) -> None:
@@ -123,3 +129,122 @@ def test_a_ray_backend_takes_a_sweep_unchanged() -> None:
     finally:
         ray.shutdown()
     pd.testing.assert_frame_equal(here, there)
+
+
+# --------------------------------------------------------------------------------------------- the table of methods
+
+# Constants whose published value is not in the grid of their knob, and why.
+NOT_IN_GRID = {
+    "none": "has no knob",
+    "full": ".002 per nat is for a language model; here a constant bonus works between .01 and .4",
+    "range": "its coefficient is ours, not published",
+    "tsallis": "its coefficient is ours, not published",
+}
+
+
+@pytest.mark.parametrize("name", published.METHODS)
+def test_every_method_of_the_field_is_compared_with_its_own_rule_and_support(name: str) -> None:
+    ours, theirs = METHODS[name], published.METHODS[name]
+    assert type(ours.shaping) is type(theirs.shaping)
+    assert ours.support == theirs.support
+    changed = {key for key, number in ours.shaping.to_dict().items() if number != theirs.shaping.to_dict()[key]}
+    assert changed == ({"upper"} if name == "era" else set())  # ERA's upper bound of 3 nats is below the start here
+
+
+def test_methods_are_the_supports_and_the_field_under_one_name_each() -> None:
+    assert set(METHODS) == set(SUPPORTS) | set(published.METHODS)
+    assert set(SUPPORTS) & set(FIELD) == set()
+    assert len({method.label for method in METHODS.values()}) == len(METHODS)  # the printed table tells them apart
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_grids_rise_over_seven_values_and_controllers_take_them_all_at_once(name: str) -> None:
+    """Controller of the whole grid = seven controllers of one value each, over a few measurements."""
+    method = METHODS[name]
+    if name == "none":
+        assert method.strengths == ()
+        return
+    grid = np.array(method.strengths)
+    assert grid.shape == (7,)
+    assert (np.diff(grid) > 0).all()
+    together, alone = method.controller(grid), [method.controller(grid[i : i + 1]) for i in range(7)]
+    state, states = together.init(), [rule.init() for rule in alone]
+    for measured in (2.5, 0.02, 1.1, 1.1):
+        state = together.update(state, np.full(7, measured))
+        states = [rule.update(own, np.array([measured])) for rule, own in zip(alone, states, strict=True)]
+        expected = [float(np.squeeze(own.coefficient)) for own in states]
+        np.testing.assert_allclose(np.broadcast_to(state.coefficient, 7), expected, rtol=1e-13)
+
+
+@pytest.mark.parametrize("name", published.METHODS)
+def test_the_published_constant_is_in_the_grid_or_the_reason_why_not_is_known(name: str) -> None:
+    theirs = published.METHODS[name].controller
+    if not isinstance(theirs, Constant):
+        return
+    assert (theirs.coefficient in METHODS[name].strengths) == (name not in NOT_IN_GRID)
+    if METHODS[name].strengths:
+        assert METHODS[name].controller(np.array(METHODS[name].strengths)).init().coefficient[0] == min(
+            METHODS[name].strengths
+        )
+
+
+@pytest.mark.parametrize(
+    ("name", "field", "number"),
+    [
+        ("siren", "strength", 0.005), ("aer", "ratio", 0.4), ("entropic", "target", 0.1),
+        ("entropic", "proportional", 1.0), ("entropic", "integral", 0.01), ("aepo", "below", 1.2),
+        ("aepo", "inside", 1.2), ("aepo", "above", 0.8), ("entrocraft", "below", 1.0), ("entrocraft", "above", -1.0),
+    ],
+)  # fmt: skip
+def test_published_numbers_of_the_moving_controllers(name: str, field: str, number: float) -> None:
+    """In the grid where the field is the knob, else as it is. Targets of Skywork (.2), AEPO (.75), Entrocraft (.6) and
+    AEnt (.15) are below what these problems start from and are bracketed by ``BANDS``; gains and boxes are ours.
+    """
+    grid = np.array(METHODS[name].strengths)
+    assert number in np.atleast_1d(getattr(METHODS[name].controller(grid), field))
+
+
+def test_targets_that_are_not_in_the_grid_are_bracketed_by_it() -> None:
+    for name, field in (("skywork", "target"), ("aepo", "low"), ("entrocraft", "low"), ("aent", "low")):
+        number = getattr(published.METHODS[name].controller, field)
+        assert METHODS[name].strengths == BANDS
+        assert min(BANDS) < number < max(BANDS)
+
+
+def test_no_controller_of_a_bonus_goes_beyond_the_largest_constant() -> None:
+    for name in ("aent", "aer", "skywork", "full-band", "keep100-band"):
+        controller: Any = METHODS[name].controller(np.array(METHODS[name].strengths))
+        assert controller.maximum == max(STRENGTHS)
+
+
+def test_entrocrafts_band_falls_to_two_thirds() -> None:
+    """.6 to .7 falling to .4 to .5, as shares: ends 2/3 of the start; the width keeps its sign."""
+    rule = METHODS["entrocraft"].controller(np.array([0.6, 3.0]))
+    assert isinstance(rule, Switch)
+    (low, high), (low_end, high_end) = rule.band(0), rule.band(10**6)
+    np.testing.assert_allclose(low, [0.6, 3.0])
+    np.testing.assert_allclose(low_end / low, 2 / 3)
+    np.testing.assert_allclose(high_end / high, 2 / 3)
+    assert (low_end < high_end).all()
+
+
+def test_updates_reach_the_learner() -> None:
+    """With one update CE-GPPO is no bonus to the digit; with eight it is not. ``--updates`` is what sets them."""
+    parser = argparse.ArgumentParser()
+    compare.add_arguments(parser)
+    assert parser.parse_args([]).updates == 1
+    for updates, same in ((1, True), (8, False)):
+        cell = Cell("smoke-bandit", Learner(40, 0.3, updates=updates), (0.3,))
+        ours, none = (evaluate(cell, METHODS[name], [(0.5, 0.3)], [4, 5])["final"] for name in ("ce-gppo", "none"))
+        assert (np.abs(ours - none) < 1e-6).all() == same
+
+
+def test_exact_gradients_compare_all_methods_that_know_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(compare._SCALES, "smoke", (("smoke-bandit",), 4, Budget(1, 1)))
+    parser = argparse.ArgumentParser()
+    compare.add_arguments(parser)
+    flags = ["--scale", "smoke", "--gradient", "exact", "--jobs", "1", "--out", str(tmp_path / "run")]
+    assert compare.main(parser.parse_args(flags)) == 0
+    found = {row["method"] for row in read_run(tmp_path / "run")[2]}
+    assert set(SUPPORTS) <= found
+    assert "clip-higher" not in found

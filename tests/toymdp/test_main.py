@@ -1,8 +1,10 @@
 """The command line as a user meets it: output, exit status, advice; and the example script."""
 
+import os
 import runpy
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -118,6 +120,37 @@ def test_compare_gets_its_own_arguments_and_its_status_is_passed_on(monkeypatch)
     monkeypatch.setattr("toymdp.compare.main", lambda args: seen.append(args.budget) or 5)
     assert main(["compare", "--budget", "3"]) == 5
     assert seen == [3]
+
+
+@pytest.fixture(scope="module")
+def compared():
+    """Output of a comparison of everything, in a pipe as wide as a screen and in one of 80 columns."""
+
+    def compare(columns: str) -> str:
+        small = ["--steps", "20", "--settings", "smoke-bandit", "--jobs", "1", "--updates", "2"]
+        return subprocess.run(
+            [sys.executable, "-m", "toymdp", "compare", "--methods", "all", "--scale", "smoke", *small],
+            capture_output=True, text=True, check=True, cwd=ROOT, env={**os.environ, "COLUMNS": columns},
+        ).stdout  # fmt: skip
+
+    return cache(compare)
+
+
+def test_compare_all_prints_a_line_for_every_method(compared):
+    from toymdp.methods import METHODS
+
+    rows = [line.split("│") for line in compared("200").splitlines() if line.startswith("│")]
+    assert [row[2].strip() for row in rows] == [method.label for method in METHODS.values()]
+    assert {row[1].strip() for row in rows} == {"smoke-bandit"}
+    finals = [float(row[3].split()[0]) for row in rows]
+    assert all(0 <= final <= 1 for final in finals)
+    assert len(set(finals)) > 5  # not one number for all
+    (none,) = [row for row in rows if row[2].strip() == "no bonus"]
+    assert none[7].strip() == "0.50"  # P(none beats none)
+
+
+def test_names_are_whole_in_a_pipe_too(compared):
+    assert "…" not in compared("")
 
 
 def test_list_does_not_load_what_only_compare_and_verify_need():

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import toymdp
-from toymdp.mdp import log_responses, softmax, value
+from toymdp.mdp import class_mass, log_responses, softmax, value
 from toymdp.suite import SETTINGS, Setting, describe, exact_optimum, make, select, setting
 
 QUICK = [name for name, chosen in SETTINGS.items() if chosen.options["actions"] <= 1000 or chosen.lumped]
@@ -100,6 +100,19 @@ def test_slip_optimum_by_hand():
     assert facts["optimal_value"] == pytest.approx((1 - s) ** 2)
     expected = math.log(n) + (1 - s) * math.log(n) + s * math.log(actions)
     assert facts["log_optimal_responses"] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_prompts_setting_has_prompts_of_unlike_difficulty(seed):
+    """Success under the prior differs by a factor of three and more; the decoy of every prompt is likelier."""
+    found = make("prompts-1e3-n1", seed)
+    assert (found.mdp.start == 1 / 8).all()
+    _, optimal, decoy = class_mass(found.mdp, softmax(found.mdp, found.prior)).T
+    assert optimal.max() > 3 * optimal.min()
+    assert (decoy > 5 * optimal).all()
+    np.testing.assert_array_equal(found.mdp.class_sizes[:, 1:], [[1, 3]] * 8)
+    np.testing.assert_allclose(found.mdp.reward, [[0.0, 1.0, 0.5]] * 8)
+    assert found.mdp.reward_noise == 0.3
 
 
 # -------------------------------------------------------------------------------------------------- looking things up

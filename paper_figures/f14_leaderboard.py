@@ -1,0 +1,236 @@
+"""F14: every method of the field on the toys, each tuned over seven values of its one knob and two learning rates.
+
+Three problems, four optimiser steps per sampled group (so that ratios leave 1 and clips act): a needle in 10^4
+actions, eight prompts of unlike difficulty, and responses of two tokens. What a row shows: final value, how much
+entropy is left, how many of the seven values of the knob help or hurt, and what a step costs.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from joblib import Parallel, delayed
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+
+from paper_figures import style
+from paper_figures.scale import Frame, Progress, Scale, silent
+from paper_figures.verdicts import Verdict
+from toymdp import suite
+from toymdp.compare import Budget, Cell, summarise, tune_and_test
+from toymdp.learners import Learner, train
+from toymdp.methods import FIELD, METHODS
+
+TITLE = "Every method of the field, tuned with one budget"
+CLAIM = """Methods published for entropy control end at a higher value than plain GRPO when each is tuned with the same
+budget (each paper claims it for its own method, on language models)."""
+CAPTION = """Dots: interquartile mean of the final value over fresh test seeds with 95% bootstrap interval, after tuning
+over 14 settings (seven values of the method's one knob times two learning rates; 14 learning rates without control).
+Hollow: area under the value curve (mean over training). Dashed: no control. Bars: of the seven values of the knob, at
+the better learning rate, how many end more than .02 above (blue) and below (orange) no control on the tuning seeds.
+Entropy: mean full entropy at the end of the tested runs. Cost: time of a training step over that of no control, same
+process, alternating rounds. Families: what a method changes. Grids, problems and optimiser are this project's own
+design; several formulas are our reading (aent.methods says which)."""
+ALT = """Leaderboard of twenty-four entropy control methods in rows: dot plots of the final value with intervals on
+three toy problems, bars of how many knob values help or hurt, final entropy, and relative cost of a step."""
+
+CELLS = {  # setting -> title of its panel
+    "bandit-1e4-n1": "needle: 1 of 10⁴",
+    "prompts-1e3-n1": "8 prompts, 1 of 10³",
+    "tree-1e3-h2-n5": "2 tokens, 5 of 10³",
+}
+SMOKE = {"bandit-1e3-n1": "needle: 1 of 10³"}
+ROWS = ("none", "full", "keep100", "keep100-band", *FIELD)
+FAMILIES: dict[str, tuple[str, tuple[str, ...]]] = {  # what a method changes -> (colour, methods)
+    "nothing": ("#8A8F98", ("none",)),
+    "pays an entropy bonus": (
+        "#D55E00", ("full", "aent", "keep100", "keep100-band", "aer", "skywork", "siren", "range", "tsallis"),
+    ),
+    "weighs or drops samples and tokens": (
+        "#1B7FC6",
+        ("entropic", "clip-cov", "kl-cov", "entropy-advantage", "qae", "repo-r", "entrocraft", "adrpo", "aepo", "era"),
+    ),
+    "moves the clip": ("#009E73", ("clip-higher", "ce-gppo", "erc", "espo")),
+}  # fmt: skip
+GAIN = 0.02  # of the final value: less is no difference
+HELPS, HURTS = "#1B7FC6", "#D55E00"
+
+
+def compute(scale: Scale, rng: np.random.Generator, progress: Progress = silent) -> Frame:
+    """Rows of ``compare.tune_and_test`` with cell and method, and one row per method with phase "cost".
+
+    Seeds are fixed (tuning and test seeds never overlap), so ``rng`` is not used.
+    """
+    steps = scale.pick(smoke=60, default=2000, full=4000)
+    budget = scale.pick(smoke=Budget(1, 3), default=Budget(4, 20), full=Budget(8, 30))
+    learner = Learner(steps, 1.0, updates=4)
+    cells = [Cell(name, learner, (0.03, 0.1)) for name in (SMOKE if scale.name == "smoke" else CELLS)]
+    pairs = [(cell, name) for cell in cells for name in ROWS]
+    parts = []
+    for part in Parallel(return_as="generator")(delayed(_pair)(cell, name, budget) for cell, name in pairs):
+        parts.append(part)
+        progress(len(parts), len(pairs))
+    cost = costs(cells[0].setting, scale.pick(smoke=4, default=60, full=60))
+    return pd.concat([*parts, cost], ignore_index=True)
+
+
+def _pair(cell: Cell, name: str, budget: Budget) -> Frame:
+    return tune_and_test(cell, METHODS[name], budget).assign(cell=cell.setting, method=name)
+
+
+def costs(setting: str, steps: int, rounds: int = 5) -> Frame:
+    """Time of a step of every method over that of no control: median over rounds in which each takes its turn."""
+    instances = [suite.make(setting, seed) for seed in range(8)]
+    learner = Learner(steps, 0.03, updates=4)
+    seconds = {name: np.empty(rounds + 1) for name in ROWS}
+    for turn in range(rounds + 1):  # the first compiles
+        for name in ROWS:
+            method, begin = METHODS[name], time.perf_counter()
+            knob = np.full(len(instances), method.strengths[2] if method.strengths else 0.0)
+            controller = method.controller(knob)
+            train(instances, learner, support=method.support, controller=controller, shaping=method.shaping, n_jobs=1)
+            seconds[name][turn] = time.perf_counter() - begin
+    ratios = {name: float(np.median(own[1:] / seconds["none"][1:])) for name, own in seconds.items()}
+    return pd.DataFrame({"method": list(ratios), "ratio": list(ratios.values()), "phase": "cost", "cell": setting})
+
+
+def knob_effect(df: Frame, cell: str, method: str) -> tuple[int, int, int]:
+    """(values of the knob that help, values tried, values that hurt) against the tuned runs without control."""
+    tuning = df[(df.phase == "tune") & (df.cell == cell)]
+    none = tuning[tuning.method == "none"].groupby("rate").final.mean().max()
+    own = tuning[tuning.method == method].groupby(["strength", "rate"]).final.mean().groupby("strength").max()
+    return int((own > none + GAIN).sum()), len(own), int((own < none - GAIN).sum())
+
+
+def ranking(df: Frame) -> list[str]:
+    """Methods by the mean over cells of their tested final value, best first."""
+    summary = summarise(df[df.phase != "cost"])
+    return list(summary.groupby("method").final.mean().sort_values(ascending=False, kind="stable").index)
+
+
+def better(df: Frame, cell: str, method: str) -> int:
+    """1 if better than no control (by more than ``GAIN``, and the interval is above), -1 if worse, 0 if neither."""
+    lines = summarise(df[(df.phase != "cost") & (df.cell == cell)]).set_index("method")
+    own, none = lines.loc[method], lines.loc["none"]
+    above = own["final"] > none["final"] + GAIN and own["low"] > none["final"]
+    below = own["final"] < none["final"] - GAIN and own["high"] < none["final"]
+    return int(above) - int(below)
+
+
+def verdict(df: Frame) -> Verdict:
+    """Holds if every published method is better than none in every cell, fails if none is anywhere."""
+    cells = list(dict.fromkeys(df[df.phase != "cost"].cell))
+    published = ["full", *FIELD]
+    signs = {name: [better(df, cell, name) for cell in cells] for name in (*published, "keep100", "keep100-band")}
+    wins = sorted((name for name in signs if max(signs[name]) > 0), key=lambda name: -sum(signs[name]))
+    everywhere = [name for name in published if min(signs[name]) > 0]
+    told = "; ".join(
+        f"{CELLS.get(cell, cell)} (no control {_final(df, cell, 'none')}): "
+        + (", ".join(f"{METHODS[n].label} {_final(df, cell, n)}" for n in wins if signs[n][i] > 0) or "none")
+        for i, cell in enumerate(cells)
+    )
+    hurt = [METHODS[name].label for name in signs if min(signs[name]) < 0]
+    count = sum(max(signs[name]) > 0 for name in published)
+    status = "holds" if len(everywhere) == len(published) else "holds only if" if count else "fails"
+    clamp = f"{sum(sign > 0 for sign in signs['keep100'])} of {len(cells)}"
+    return Verdict(
+        status,
+        f"{count} of {len(published)} published methods beat no control on at least one problem, {len(everywhere)} on "
+        f"all; a constant bonus on the 100 likeliest tokens on {clamp}. Better by more than {GAIN}, interval above: "
+        f"{told}. Worse than no control somewhere, tuned as they are: {', '.join(hurt) or 'none'}.",
+    )
+
+
+def _final(df: Frame, cell: str, method: str) -> str:
+    lines = summarise(df[(df.phase != "cost") & (df.cell == cell) & (df.method == method)])
+    return f"{lines.final.iloc[0]:.2f}"
+
+
+# ---------------------------------------------------------------------------------------------------------- drawing
+
+
+def draw(df: Frame) -> Figure:
+    """One row per method, best first."""
+    order, cells = ranking(df), list(dict.fromkeys(df[df.phase != "cost"].cell))
+    figure, axes = style.canvas(
+        TITLE, "Final value on fresh seeds, knob values that help or hurt, entropy kept, cost of a step",
+        columns=len(cells) + 3, height=1.7 + 0.27 * len(order), strip=2, sharey=True,
+        width_ratios=[1.35] * len(cells) + [1.0, 0.7, 0.7],
+    )  # fmt: skip
+    summary = summarise(df[df.phase != "cost"])
+    for axis, cell in zip(axes[0], cells, strict=False):
+        _values(axis, summary[summary.cell == cell].set_index("method"), order)
+        axis.set_title({**CELLS, **SMOKE}.get(cell, cell), fontsize=9)
+    knobs, entropies, cost = axes[0, len(cells) :]
+    _knobs(knobs, df, cells, order)
+    ends = summary.groupby("method").entropy.mean()
+    _numbers(entropies, "entropy kept\n(nats)", [ends[name] for name in order], order)
+    ratios = df[df.phase == "cost"].set_index("method").ratio
+    _numbers(cost, "cost of a step\n(x no control)", [ratios[name] for name in order], order)
+    axes[0, 0].set_yticks(range(len(order)), [METHODS[name].label for name in order], fontsize=8)
+    axes[0, 0].set_ylim(len(order) - 0.4, -0.6)
+    for tick, name in zip(axes[0, 0].get_yticklabels(), order, strict=True):
+        tick.set_color(_colour(name))
+    handles: list[Any] = [
+        Line2D([], [], color=colour, marker="o", ls="none", label=label) for label, (colour, _) in FAMILIES.items()
+    ]
+    handles += [
+        Line2D([], [], color=style.subtle(), marker="o", mfc="none", ls="none", label="area under the curve"),
+        Patch(color=HELPS, label="knob value helps"),
+        Patch(color=HURTS, label="knob value hurts"),
+    ]
+    style.legend_strip(figure, handles, columns=4)
+    return figure
+
+
+def _colour(method: str) -> str:
+    return next(colour for colour, names in FAMILIES.values() if method in names)
+
+
+def _values(axis: Axes, lines: Frame, order: list[str]) -> None:
+    none = lines.loc["none"]
+    axis.axvline(none["final"], color=style.subtle(), lw=1.1, ls=(0, (3, 2)))
+    for y, name in enumerate(order):
+        own, colour = lines.loc[name], _colour(name)
+        axis.plot([own["low"], own["high"]], [y, y], color=colour, lw=1.8, solid_capstyle="butt")
+        axis.plot(own["final"], y, "o", color=colour, ms=5)
+        axis.plot(own["area"], y, "o", mfc="none", mec=colour, ms=4, mew=0.9)
+    axis.set(xlim=(-0.03, 1.04), xlabel="final value", xticks=[0, 0.5, 1])
+    _stripes(axis, len(order))
+
+
+def _knobs(axis: Axes, df: Frame, cells: list[str], order: list[str]) -> None:
+    """Stacked bars around zero, averaged over the cells."""
+    for y, name in enumerate(order):
+        found = np.array([knob_effect(df, cell, name) for cell in cells], dtype=float)
+        if name == "none":
+            continue
+        helps, hurts = (found[:, 0] / found[:, 1]).mean() * 7, (found[:, 2] / found[:, 1]).mean() * 7
+        axis.barh(y, helps, color=HELPS, height=0.62)
+        axis.barh(y, -hurts, color=HURTS, height=0.62)
+    axis.axvline(0, color=style.subtle(), lw=0.8)
+    axis.set(xlim=(-7.4, 7.4), xticks=[-7, 0, 7], xticklabels=["7 hurt", "0", "7 help"])
+    axis.set_title("of 7 knob values", fontsize=9)
+    _stripes(axis, len(order))
+
+
+def _numbers(axis: Axes, title: str, values: list[float], order: list[str]) -> None:
+    top = max(values)
+    for y, (name, value) in enumerate(zip(order, values, strict=True)):
+        axis.barh(y, value, color=_colour(name), height=0.5, alpha=0.75)
+        axis.annotate(f"{value:.2f}", (value, y), xytext=(3, 0), textcoords="offset points", va="center", fontsize=7)
+    axis.set(xlim=(0, 1.5 * top), xticks=[])
+    axis.set_title(title, fontsize=9)
+    _stripes(axis, len(order))
+
+
+def _stripes(axis: Axes, count: int) -> None:
+    for y in range(0, count, 2):
+        axis.axhspan(y - 0.5, y + 0.5, color=style.subtle(), alpha=0.06, lw=0)
+    axis.grid(axis="y", visible=False)
+    axis.tick_params(axis="y", length=0)

@@ -1,0 +1,192 @@
+"""F16: every method of the field in GRPO on the embedded language model, at two values of its knob, and AEnt's parts.
+
+Drawn from committed runs (``records/llm_methods.jsonl``, made by ``python -m aent_llm.leaderboard``), the same at every
+scale and seed. Nothing was tuned, so nothing was selected: both values are shown. Judged is held-out accuracy after
+training by differences between runs of the same seed and their 95% Student interval, as in F11, with no correction for
+the number of comparisons.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from paper_figures import records, style
+from paper_figures.f14_leaderboard import FAMILIES
+from paper_figures.scale import Frame, Progress, Scale, silent
+from paper_figures.verdicts import Verdict
+from toymdp.methods import METHODS
+
+TITLE = "Every method of the field in GRPO on a language model"
+CLAIM = """Methods published for entropy control learn better than plain GRPO on a language model (each paper claims it
+for its own method, at billions of parameters)."""
+CAPTION = """Held-out accuracy, end of training: one small dot per seed, the mean as a large one, for two values of each
+method's knob (filled: the published value where it means something here, hollow: the second). Shaded: plain GRPO, mean
+and 95% Student interval over its seeds. Middle: full entropy over the last tenth of training, logarithmic. Right: the
+same for pass@k. Last rows: support x controller, AEnt's two ingredients apart and together. Embedded model (two layers,
+16,384 tokens), generated sums, 40 rollouts, two optimiser steps each. Values of knobs are this project's own choice;
+nothing was tuned."""
+ALT = """Rows of methods with one dot per training run: held-out accuracy, entropy at the end of training and pass@8,
+for two values of each method's knob, beside the interval of plain GRPO; below, supports by controllers."""
+
+RECORD = Path(__file__).parent / "records" / "llm_methods.jsonl"
+VARIABLE = "PAPER_FIGURES_LLM_METHODS_RECORD"
+PARTS = {  # arm -> label: AEnt's ingredients
+    "drop33": "drop 33%, constant",
+    "full-band": "full, band",
+    "top64": "top 64, constant",
+    "top64-band": "top 64, band",
+}
+FEWEST = 3  # seeds behind a claim
+
+
+def compute(scale: Scale, rng: np.random.Generator, progress: Progress = silent) -> Frame:
+    """One row per run: method, value of its knob, whether it is the first value, seed, accuracy, pass@k, entropy."""
+    rows = []
+    for run in records.lines(Path(os.environ.get(VARIABLE, RECORD))):
+        method, _, value = str(run["arm"]).partition("@")
+        entropy = np.array([np.nan if x is None else x for x in run["curves"]["entropy/full"]], dtype=float)
+        last = entropy[-max(1, round(records.LATE * len(entropy))) :]
+        after, before = run["after"], run["before"]
+        k = max(int(key.removeprefix("pass@")) for key in after if key.startswith("pass@"))
+        rows.append(
+            {
+                "method": method, "value": float(value), "seed": run["seed"], "accuracy": after["pass@1"]["mean"],
+                "solved": after[f"pass@{k}"]["mean"], "samples": k, "entropy": float(np.nanmean(last)),
+                "accuracy_before": before["pass@1"]["mean"], "first": False,
+            }
+        )  # fmt: skip
+    df = pd.DataFrame(rows)
+    order = records_order(df)
+    df["first"] = [value == order[method][0] for method, value in zip(df.method, df.value, strict=True)]
+    progress(1, 1)
+    return df
+
+
+def records_order(df: Frame) -> dict[str, list[float]]:
+    """Method -> its values, the one with more finished runs first, then as given in ``FIRST``."""
+    found: dict[str, list[float]] = {}
+    for method, own in df.groupby("method", sort=False):
+        values = sorted(own.value.unique(), key=lambda v: (v != FIRST.get(str(method)), v))
+        found[str(method)] = [float(v) for v in values]
+    return found
+
+
+# The first value of every method whose first is not its smaller one (aent_llm.leaderboard.ARMS).
+FIRST = {"none": 3e-4, "entropy-advantage": 0.4, "aepo": 0.75}
+
+
+def difference(df: Frame, method: str, value: float) -> records.Estimate:
+    """Held-out accuracy less that of plain GRPO at its first value, over the seeds that both have."""
+    none = df[(df.method == "none") & df["first"]].set_index("seed").accuracy
+    own = df[(df.method == method) & (df.value == value)].set_index("seed").accuracy
+    return records.estimate((own - none).dropna())
+
+
+def outcome(found: records.Estimate) -> str:
+    """As in F11."""
+    if found.seeds < FEWEST:
+        return "not resolved"
+    return "better" if found.low > 0 else "worse" if found.high < 0 else "not resolved"
+
+
+def verdict(df: Frame) -> Verdict:
+    """Holds if every method is better at one of its values at least, fails if none is and some are worse."""
+    pairs = df[(df.method != "none") & ~df.method.isin(PARTS)].groupby(["method", "value"], sort=False).size().index
+    found = {pair: difference(df, *pair) for pair in pairs}
+    told: dict[str, list[str]] = {"better": [], "worse": [], "not resolved": []}
+    for (method, value), gap in found.items():
+        told[outcome(gap)].append(f"{label(method)} ({value:g}) {gap}")
+    none = df[(df.method == "none") & df["first"]]
+    methods = {method for method, _ in pairs}
+    winners = {method for (method, _), gap in found.items() if outcome(gap) == "better"}
+    status = (
+        "holds" if winners == methods else "holds only if" if winners else "fails" if told["worse"] else "not resolved"
+    )
+    parts = "; ".join(
+        f"{text} {records.estimate(df[(df.method == arm) & df['first']].accuracy)}"
+        for arm, text in {"full": "full, constant", "aent": "drop 33%, band (AEnt)", **PARTS}.items()
+        if arm in set(df.method)
+    )
+    return Verdict(
+        status,
+        f"Plain GRPO {records.estimate(none.accuracy)} from {none.accuracy_before.mean():.3g}, "
+        f"{records.counted(len(none))}. Less plain GRPO, same seeds: better: "
+        f"{', '.join(told['better']) or 'none'}; worse: {', '.join(told['worse']) or 'none'}; not resolved: "
+        f"{len(told['not resolved'])} of {len(found)} settings. "
+        f"Ingredients of AEnt (first value): {parts}. Intervals: 95%, Student, over seeds, uncorrected.",
+    )
+
+
+def label(method: str) -> str:
+    """As in F14."""
+    return PARTS.get(method) or METHODS[method].label
+
+
+# ---------------------------------------------------------------------------------------------------------- drawing
+
+
+def draw(df: Frame) -> Figure:
+    """One row per method, by mean accuracy at the better of the two values; AEnt's parts below."""
+    best = df.groupby(["method", "value"]).accuracy.mean().groupby("method").max().sort_values(ascending=False)
+    order = [name for name in best.index if name not in PARTS] + [name for name in PARTS if name in best.index]
+    figure, axes = style.canvas(
+        TITLE, "Held-out accuracy, entropy at the end and pass@k; two values of each knob, one dot per run",
+        columns=3, height=1.7 + 0.27 * len(order), strip=2, sharey=True, width_ratios=(1.7, 1.1, 1.1),
+    )  # fmt: skip
+    samples = int(df.samples.iloc[0])
+    titles = {"accuracy": "accuracy", "entropy": "full entropy (nats)", "solved": f"pass@{samples}"}
+    for axis, (column, title) in zip(axes[0], titles.items(), strict=True):
+        _column(axis, df, column, order)
+        axis.set_title(title)
+    axes[0, 1].set_xscale("log")
+    axes[0, 0].set_yticks(range(len(order)), [label(name) for name in order], fontsize=8)
+    axes[0, 0].set_ylim(len(order) - 0.4, -0.6)
+    for tick, name in zip(axes[0, 0].get_yticklabels(), order, strict=True):
+        tick.set_color(_colour(name))
+    handles: list[Any] = [
+        Line2D([], [], color=colour, marker="o", ls="none", label=text) for text, (colour, _) in FAMILIES.items()
+    ]
+    handles += [
+        Line2D([], [], color=style.subtle(), marker="o", ls="none", label="first value"),
+        Line2D([], [], color=style.subtle(), marker="o", mfc="none", ls="none", label="second value"),
+    ]
+    style.legend_strip(figure, handles, columns=4)
+    style.stamp(figure, records.STAMP)
+    return figure
+
+
+def _colour(method: str) -> str:
+    if method in PARTS:
+        method = "full"
+    return next(colour for colour, names in FAMILIES.values() if method in names)
+
+
+def _column(axis: Axes, df: Frame, column: str, order: list[str]) -> None:
+    none = records.estimate(df[(df.method == "none") & df["first"]][column])
+    if np.isfinite(none.low):
+        axis.axvspan(max(none.low, 1e-3), none.high, color=style.subtle(), alpha=0.16, lw=0)
+    axis.axvline(none.mean, color=style.subtle(), lw=1.1, ls=(0, (3, 2)))
+    for y, name in enumerate(order):
+        colour = _colour(name)
+        for first, shift in ((True, -0.17), (False, 0.17)):
+            values = df[(df.method == name) & (df["first"] == first)][column]
+            if values.empty:
+                continue
+            axis.plot(values, [y + shift] * len(values), "o", color=colour, ms=2.4, mew=0, alpha=0.5)
+            face = colour if first else style.paper()
+            axis.plot(values.mean(), y + shift, "o", color=colour, mfc=face, ms=4.6, mew=1.1)
+    for y in range(0, len(order), 2):
+        axis.axhspan(y - 0.5, y + 0.5, color=style.subtle(), alpha=0.06, lw=0)
+    parts = sum(name in PARTS for name in order)
+    if parts:
+        axis.axhline(len(order) - parts - 0.5, color=style.subtle(), lw=0.9)
+    axis.grid(axis="y", visible=False)
+    axis.tick_params(axis="y", length=0)
