@@ -32,7 +32,7 @@ budget (each paper claims it for its own method, on language models)."""
 CAPTION = """Dots: interquartile mean of the final value over fresh test seeds with 95% bootstrap interval, after tuning
 over 14 settings (seven values of the method's one knob times two learning rates; 14 learning rates without control).
 Hollow: area under the value curve (mean over training). Dashed: no control. Bars: of the seven values of the knob, at
-the better learning rate, how many end more than .02 above (blue) and below (orange) no control on the tuning seeds.
+the better learning rate, how many end more than .02 above (teal) and below (pink) no control on the tuning seeds.
 Entropy: mean full entropy at the end of the tested runs. Cost: time of a training step over that of no control, same
 process, alternating rounds. Families: what a method changes. Grids, problems and optimiser are this project's own
 design; several formulas are our reading (aent.methods says which)."""
@@ -58,7 +58,7 @@ FAMILIES: dict[str, tuple[str, tuple[str, ...]]] = {  # what a method changes ->
     "moves the clip": ("#009E73", ("clip-higher", "ce-gppo", "erc", "espo")),
 }  # fmt: skip
 GAIN = 0.02  # of the final value: less is no difference
-HELPS, HURTS = "#1B7FC6", "#D55E00"
+HELPS, HURTS = "#2E9C9C", "#CC79A7"
 
 
 def compute(scale: Scale, rng: np.random.Generator, progress: Progress = silent) -> Frame:

@@ -43,8 +43,8 @@ def _head(found: Sequence[Record]) -> str:
     return (
         "<header><p class=kicker>AEnt · entropy control for LLM reinforcement learning</p>"
         "<h1>Theory and language-model figures</h1>"
-        "<p class=lede>Each figure tests one published claim about entropy bonuses: F1 to F9 on exactly solvable token "
-        "MDPs, computed now; F10 to F13 on recorded runs of a small language model. Each "
+        "<p class=lede>Each figure tests one published claim about entropy bonuses: F1 to F9, F14 and F15 on exactly "
+        "solvable token MDPs, computed now; F10 to F13 and F16 on recorded runs of a small language model. Each "
         f"states its verdict with numbers computed from its own data.{warning}</p></header>"
     )
 

@@ -19,6 +19,7 @@ import pytest
 
 from aent.controllers import Controller, State, controller_from_dict
 from aent.entropy import Full, entropy, entropy_gradient
+from aent.shaping import Shaping, Tokens, shaping_from_dict
 from aent_llm import __main__ as llm_command
 from paper_figures import __main__ as figures_command
 from paper_figures import registry
@@ -104,6 +105,7 @@ def accept(line: str) -> None:
             "aent_llm.bench": _accept_flags,
             "aent_llm.bench_step": _accept_flags,
             "aent_llm.study": _accept_flags,
+            "aent_llm.leaderboard": _accept_flags,
         }[words[1]](words[1], words[2:])
     else:
         assert (ROOT / words[0]).is_file(), words[0]
@@ -264,7 +266,7 @@ def test_the_figure_is_small_and_described() -> None:
 
 
 def test_the_number_of_figures_is_right() -> None:
-    words = ("Seven", "Eight", "Nine", "Ten", "Eleven", "Twelve", "Thirteen")
+    words = ("Seven", "Eight", "Nine", "Ten", "Eleven", "Twelve", "Thirteen", "Fourteen", "Fifteen", "Sixteen")
     assert f"{words[len(registry.MODULES) - 7]} figures" in README
 
 
@@ -315,6 +317,7 @@ def test_citations_have_a_title_and_an_id() -> None:
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], dict[str, Any]]:
     """Execute a block as a script in an empty folder; its controllers are forgotten afterwards."""
     monkeypatch.setattr(Controller, "registry", dict(Controller.registry))
+    monkeypatch.setattr(Shaping, "registry", dict(Shaping.registry))
     monkeypatch.chdir(tmp_path)
 
     def execute(code: str) -> dict[str, Any]:
@@ -339,7 +342,7 @@ def test_adding_takes_under_thirty_lines(title: str) -> None:
 
 def test_no_block_is_forgotten() -> None:
     """Every block of python in the README is run by one of the tests below."""
-    run_below = ["In your own trainer", "an MDP", "an estimator", "a controller"]
+    run_below = ["In your own trainer", "an MDP", "an estimator", "a controller", "a method"]
     assert len(blocks("python")) == len(run_below) + len(blocks("python", section("Commands")))
     assert len(blocks("python", section("Commands"))) == 2
 
@@ -428,6 +431,31 @@ def test_the_new_controller_holds_the_band(run: Callable[[str], dict[str, Any]])
     assert controller_from_dict(json.loads(json.dumps(rule.to_dict()))) == rule
     with pytest.raises(ValueError, match="NaN"):  # "validation of measurements comes with the base class"
         rule.update(rule.init(), float("nan"))
+
+
+def test_adding_a_method_takes_under_forty_lines() -> None:
+    lines = [line for line in only_block("a method").splitlines() if line.strip() and not line.strip().startswith("#")]
+    assert len(lines) < 40
+
+
+def test_the_new_method_does_what_it_says_on_numpy_and_torch(run: Callable[[str], dict[str, Any]]) -> None:
+    torch = pytest.importorskip("torch")
+    names = run(only_block("a method"))
+    log_probs = np.log([[0.5, 0.5, 0.9], [0.1, 0.2, 0.9], [0.9, 0.9, 0.9]])
+    mask, advantages = np.array([[1.0, 1.0, 0.0]] * 3), np.array([[1.0], [2.0], [-1.0]])
+    fields = {"log_probs": log_probs, "old_log_probs": log_probs, "advantages": advantages, "mask": mask}
+    others = dict.fromkeys(("entropy", "old_entropy", "support_entropy", "kept", "solved"))
+    rule = names["SurprisingOnly"]()
+    found = rule(Tokens(**fields, **others), 1.0)
+    # by hand: mean surprise of the counted tokens is .69, (2.30 + 1.61) / 2 and .11 nats; the third sample is negative
+    assert found.policy.tolist() == [[0, 0, 0], [2, 2, 0], [-1, -1, 0]]
+    assert not found.bonus.any()
+    assert rule(Tokens(**fields, **others), 0.5).policy[0].tolist() == [1, 1, 0]  # .69 is enough
+    tensors = {name: torch.tensor(value) for name, value in fields.items()}
+    np.testing.assert_array_equal(rule(Tokens(**tensors, **others), 1.0).policy.numpy(), found.policy)
+    history, plain = names["history"], names["plain"]
+    assert history.full_entropy[-1].mean() > 1.5 * plain.full_entropy[-1].mean()
+    assert shaping_from_dict(json.loads(json.dumps(rule.to_dict()))) == rule
 
 
 def test_a_block_that_fails_is_noticed(run: Callable[[str], dict[str, Any]]) -> None:

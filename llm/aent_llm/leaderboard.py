@@ -131,7 +131,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override for every run")
     options = parser.parse_args(argv)
     if options.stage == "record":
-        print(f"{record(options.folder, options.out)} runs -> {options.out}")
+        runs = record(options.folder, options.out, curves=("reward", "entropy/full"), per_problem=False)
+        print(f"{runs} runs -> {options.out}")
         return 0
     folder, extra = options.folder / "leaderboard", [f"--set={one}" for one in options.set]
     jobs = [

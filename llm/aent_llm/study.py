@@ -20,6 +20,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -119,8 +120,11 @@ def run_arm(arm: Any, seed: int, folder: Path, config: Path, extra: list[str]) -
     return done.returncode
 
 
-def record(folder: Path, out: Path) -> int:
-    """One JSON line per finished run: setting, seed, curves, evaluations; the provenance once, on the first line."""
+def record(folder: Path, out: Path, *, curves: Sequence[str] = CURVES, per_problem: bool = True) -> int:
+    """One JSON line per finished run: setting, seed, curves, evaluations; the provenance of the first run, once.
+
+    ``per_problem`` keeps what was measured on every held-out problem, not only the means.
+    """
     if out.exists():
         raise FileExistsError(f"{out} exists; nothing was overwritten. Remove it or choose another --out")
     lines: list[dict[str, Any]] = []
@@ -140,8 +144,8 @@ def record(folder: Path, out: Path) -> int:
                 "seed": int(seed.removeprefix("seed-")),
                 "entropy": config["entropy"],
                 "step": steps,
-                "curves": {key: [_short(last[step].get(key)) for step in steps] for key in CURVES},
-                **{when: _without_problems(result[when]) for when in ("before", "after")},
+                "curves": {key: [_short(last[step].get(key)) for step in steps] for key in curves},
+                **{when: _summed_up(result[when], per_problem) for when in ("before", "after")},
                 "seconds": result["seconds"],
             }
         )
@@ -189,8 +193,9 @@ def _short(value: Any) -> Any:
     return None if value is None else float(f"{value:.4g}")
 
 
-def _without_problems(result: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in result.items() if isinstance(value, dict | int | float | str)}
+def _summed_up(result: dict[str, Any], per_problem: bool) -> dict[str, Any]:
+    kept = {key: value for key, value in result.items() if isinstance(value, dict | int | float | str)}
+    return kept if per_problem else {key: value for key, value in kept.items() if key != "per_problem"}
 
 
 if __name__ == "__main__":
