@@ -44,7 +44,7 @@ CELLS = {  # setting -> title of its panel
     "prompts-1e3-n1": "8 prompts, 1 of 10³",
     "tree-1e3-h2-n5": "2 tokens, 5 of 10³",
 }
-SMOKE = {"bandit-1e3-n1": "needle: 1 of 10³"}
+SMOKE = {"smoke-bandit": "needle: 1 of 20"}
 ROWS = ("none", "full", "keep100", "keep100-band", *FIELD)
 FAMILIES: dict[str, tuple[str, tuple[str, ...]]] = {  # what a method changes -> (colour, methods)
     "nothing": ("#8A8F98", ("none",)),
@@ -75,7 +75,7 @@ def compute(scale: Scale, rng: np.random.Generator, progress: Progress = silent)
     for part in Parallel(return_as="generator")(delayed(_pair)(cell, name, budget) for cell, name in pairs):
         parts.append(part)
         progress(len(parts), len(pairs))
-    cost = costs(cells[0].setting, scale.pick(smoke=4, default=60, full=60))
+    cost = costs(cells[0].setting, scale.pick(smoke=4, default=60, full=60), scale.pick(smoke=1, default=5, full=5))
     return pd.concat([*parts, cost], ignore_index=True)
 
 
@@ -83,7 +83,7 @@ def _pair(cell: Cell, name: str, budget: Budget) -> Frame:
     return tune_and_test(cell, METHODS[name], budget).assign(cell=cell.setting, method=name)
 
 
-def costs(setting: str, steps: int, rounds: int = 5) -> Frame:
+def costs(setting: str, steps: int, rounds: int) -> Frame:
     """Time of a step of every method over that of no control: median over rounds in which each takes its turn."""
     instances = [suite.make(setting, seed) for seed in range(8)]
     learner = Learner(steps, 0.03, updates=4)
@@ -107,16 +107,14 @@ def knob_effect(df: Frame, cell: str, method: str) -> tuple[int, int, int]:
     return int((own > none + GAIN).sum()), len(own), int((own < none - GAIN).sum())
 
 
-def ranking(df: Frame) -> list[str]:
-    """Methods by the mean over cells of their tested final value, best first."""
-    summary = summarise(df[df.phase != "cost"])
-    return list(summary.groupby("method").final.mean().sort_values(ascending=False, kind="stable").index)
+def table(df: Frame) -> Frame:
+    """``compare.summarise`` of the tested runs, indexed by (cell, method)."""
+    return summarise(df[df.phase != "cost"]).set_index(["cell", "method"])
 
 
-def better(df: Frame, cell: str, method: str) -> int:
+def better(lines: Frame, cell: str, method: str) -> int:
     """1 if better than no control (by more than ``GAIN``, and the interval is above), -1 if worse, 0 if neither."""
-    lines = summarise(df[(df.phase != "cost") & (df.cell == cell)]).set_index("method")
-    own, none = lines.loc[method], lines.loc["none"]
+    own, none = lines.loc[(cell, method)], lines.loc[(cell, "none")]
     above = own["final"] > none["final"] + GAIN and own["low"] > none["final"]
     below = own["final"] < none["final"] - GAIN and own["high"] < none["final"]
     return int(above) - int(below)
@@ -124,14 +122,18 @@ def better(df: Frame, cell: str, method: str) -> int:
 
 def verdict(df: Frame) -> Verdict:
     """Holds if every published method is better than none in every cell, fails if none is anywhere."""
-    cells = list(dict.fromkeys(df[df.phase != "cost"].cell))
-    published = ["full", *FIELD]
-    signs = {name: [better(df, cell, name) for cell in cells] for name in (*published, "keep100", "keep100-band")}
+    lines = table(df)
+    cells, published = list(lines.index.unique("cell")), ["full", *FIELD]
+    signs = {name: [better(lines, cell, name) for cell in cells] for name in (*published, "keep100", "keep100-band")}
     wins = sorted((name for name in signs if max(signs[name]) > 0), key=lambda name: -sum(signs[name]))
     everywhere = [name for name in published if min(signs[name]) > 0]
+
+    def final(cell: str, name: str) -> str:
+        return f"{lines.loc[(cell, name), 'final']:.2f}"
+
     told = "; ".join(
-        f"{CELLS.get(cell, cell)} (no control {_final(df, cell, 'none')}): "
-        + (", ".join(f"{METHODS[n].label} {_final(df, cell, n)}" for n in wins if signs[n][i] > 0) or "none")
+        f"{CELLS.get(cell, cell)} (no control {final(cell, 'none')}): "
+        + (", ".join(f"{METHODS[n].label} {final(cell, n)}" for n in wins if signs[n][i] > 0) or "none")
         for i, cell in enumerate(cells)
     )
     hurt = [METHODS[name].label for name in signs if min(signs[name]) < 0]
@@ -146,29 +148,25 @@ def verdict(df: Frame) -> Verdict:
     )
 
 
-def _final(df: Frame, cell: str, method: str) -> str:
-    lines = summarise(df[(df.phase != "cost") & (df.cell == cell) & (df.method == method)])
-    return f"{lines.final.iloc[0]:.2f}"
-
-
 # ---------------------------------------------------------------------------------------------------------- drawing
 
 
 def draw(df: Frame) -> Figure:
     """One row per method, best first."""
-    order, cells = ranking(df), list(dict.fromkeys(df[df.phase != "cost"].cell))
+    lines = table(df)
+    cells = list(lines.index.unique("cell"))
+    order = list(lines.groupby("method").final.mean().sort_values(ascending=False, kind="stable").index)
     figure, axes = style.canvas(
         TITLE, "Final value on fresh seeds, knob values that help or hurt, entropy kept, cost of a step",
         columns=len(cells) + 3, height=1.7 + 0.27 * len(order), strip=2, sharey=True,
         width_ratios=[1.35] * len(cells) + [1.0, 0.7, 0.7],
     )  # fmt: skip
-    summary = summarise(df[df.phase != "cost"])
     for axis, cell in zip(axes[0], cells, strict=False):
-        _values(axis, summary[summary.cell == cell].set_index("method"), order)
+        _values(axis, lines.loc[cell], order)
         axis.set_title({**CELLS, **SMOKE}.get(cell, cell), fontsize=9)
     knobs, entropies, cost = axes[0, len(cells) :]
     _knobs(knobs, df, cells, order)
-    ends = summary.groupby("method").entropy.mean()
+    ends = lines.groupby("method").entropy.mean()
     _numbers(entropies, "entropy kept\n(nats)", [ends[name] for name in order], order)
     ratios = df[df.phase == "cost"].set_index("method").ratio
     _numbers(cost, "cost of a step\n(x no control)", [ratios[name] for name in order], order)

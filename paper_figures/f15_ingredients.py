@@ -44,7 +44,7 @@ def compute(scale: Scale, rng: np.random.Generator, progress: Progress = silent)
     """Rows of ``compare.tune_and_test`` with cell, support and controller. Seeds are fixed, so ``rng`` is not used."""
     steps = scale.pick(smoke=40, default=2000, full=4000)
     budget = scale.pick(smoke=Budget(1, 3), default=Budget(4, 20), full=Budget(8, 30))
-    setting = scale.pick(smoke="bandit-1e3-n1", default="bandit-1e4-n1", full="bandit-1e4-n1")
+    setting = "bandit-1e3-n1" if scale.name == "smoke" else "bandit-1e4-n1"
     once = Learner(steps, 1.0)
     cells = {
         "1 step per group": Cell(setting, once, (0.01, 0.03)),

@@ -60,23 +60,13 @@ def compute(scale: Scale, rng: np.random.Generator, progress: Progress = silent)
             {
                 "method": method, "value": float(value), "seed": run["seed"], "accuracy": after["pass@1"]["mean"],
                 "solved": after[f"pass@{k}"]["mean"], "samples": k, "entropy": float(np.nanmean(last)),
-                "accuracy_before": before["pass@1"]["mean"], "first": False,
+                "accuracy_before": before["pass@1"]["mean"],
             }
         )  # fmt: skip
     df = pd.DataFrame(rows)
-    order = records_order(df)
-    df["first"] = [value == order[method][0] for method, value in zip(df.method, df.value, strict=True)]
+    first = {str(name): FIRST.get(str(name), own.min()) for name, own in df.groupby("method").value}
     progress(1, 1)
-    return df
-
-
-def records_order(df: Frame) -> dict[str, list[float]]:
-    """Method -> its values, the one with more finished runs first, then as given in ``FIRST``."""
-    found: dict[str, list[float]] = {}
-    for method, own in df.groupby("method", sort=False):
-        values = sorted(own.value.unique(), key=lambda v: (v != FIRST.get(str(method)), v))
-        found[str(method)] = [float(v) for v in values]
-    return found
+    return df.assign(first=[value == first[name] for name, value in zip(df.method, df.value, strict=True)])
 
 
 # The first value of every method whose first is not its smaller one (aent_llm.leaderboard.ARMS).
