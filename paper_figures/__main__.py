@@ -112,7 +112,7 @@ def _one(stem: str, scale: Scale, seed: int, folder: Path, run_provenance: dict[
         verdict = spec.verdict(df)
         record = output.Record(
             stem, spec.title, spec.claim, spec.caption, spec.alt, verdict.status, verdict.sentence, scale.name, seed,
-            round(time.perf_counter() - start, 2), len(df), run_provenance,
+            round(time.perf_counter() - start, 2), len(df), run_provenance, spec.table and spec.table(df),
         )  # fmt: skip
         replaced = output.save(spec, df, record, folder)
         return Outcome(stem, verdict.status, verdict.sentence, time.perf_counter() - start, replaced)

@@ -42,8 +42,8 @@ GAIN = 0.05
 
 def compute(scale: Scale, rng: np.random.Generator, progress: Progress = silent) -> Frame:
     """Rows of ``compare.tune_and_test`` with cell, support and controller. Seeds are fixed, so ``rng`` is not used."""
-    steps = scale.pick(smoke=40, default=2000, full=4000)
-    budget = scale.pick(smoke=Budget(1, 3), default=Budget(4, 20), full=Budget(8, 30))
+    steps = scale.pick(smoke=40, default=1200, full=4000)
+    budget = scale.pick(smoke=Budget(1, 3), default=Budget(8, 20), full=Budget(12, 30))
     setting = "bandit-1e3-n1" if scale.name == "smoke" else "bandit-1e4-n1"
     once = Learner(steps, 1.0)
     cells = {

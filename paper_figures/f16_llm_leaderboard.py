@@ -120,6 +120,31 @@ def label(method: str) -> str:
     return PARTS.get(method) or METHODS[method].label
 
 
+def report_table(df: Frame) -> list[list[str]]:
+    """Every setting in numbers, best accuracy first."""
+    rows = []
+    for (method, value), own in df.groupby(["method", "value"], sort=False):
+        gap = difference(df, str(method), float(value))  # type: ignore[arg-type]
+        rows.append(
+            [
+                label(str(method)), f"{value:g}", f"{len(own)}", str(records.estimate(own.accuracy)), str(gap),
+                outcome(gap), f"{own.solved.mean():.3f}", f"{own.entropy.mean():.2f}",
+            ]
+        )  # fmt: skip
+    rows.sort(key=lambda row: -float(row[3].split()[0]))
+    head = [
+        "method",
+        "knob",
+        "seeds",
+        "accuracy",
+        "less plain GRPO",
+        "",
+        f"pass@{df.samples.iloc[0]}",
+        "entropy (nats)",
+    ]
+    return [head, *rows]
+
+
 # ---------------------------------------------------------------------------------------------------------- drawing
 
 

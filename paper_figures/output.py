@@ -35,6 +35,7 @@ class Record:
     seconds: float
     rows: int
     provenance: dict[str, Any]  # of aent.runs.provenance
+    table: list[list[str]] | None = None  # for the page: the first row is the header
 
 
 def commit(provenance: dict[str, Any]) -> str:

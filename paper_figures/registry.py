@@ -42,6 +42,7 @@ class FigureSpec:
     compute: Callable[..., Any]
     draw: Callable[..., Any]
     verdict: Callable[..., Verdict]
+    table: Callable[..., list[list[str]]] | None = None  # rows for the page, if the module has ``report_table``
 
     @property
     def short(self) -> str:
@@ -58,7 +59,8 @@ def load(stem: str) -> FigureSpec:
     title, claim, caption, alt = (
         " ".join(getattr(module, name).split()) for name in ("TITLE", "CLAIM", "CAPTION", "ALT")
     )
-    return FigureSpec(stem, title, claim, caption, alt, module.compute, module.draw, module.verdict)
+    table = getattr(module, "report_table", None)
+    return FigureSpec(stem, title, claim, caption, alt, module.compute, module.draw, module.verdict, table)
 
 
 def resolve(names: Sequence[str] | None) -> list[str]:

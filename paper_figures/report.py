@@ -71,9 +71,27 @@ def _figure(record: Record, folder: Path) -> str:
         f"<div class='verdict {BADGES[record.status][0]}'>{_badge(record)}<p>{_text(record.sentence)}</p></div>"
         f"<figure><div class=frame><picture><source media='(prefers-color-scheme: dark)' srcset='{dark}'>"
         f"<img src='{light}' alt='{alt}' width=900 loading=lazy></picture></div>"
-        f"<figcaption>{_text(record.caption)}</figcaption></figure>"
+        f"<figcaption>{_text(record.caption)}</figcaption></figure>{_table(record)}"
         f"<p class=files>{links} <span>{html.escape(made)}</span></p></section>"
     )
+
+
+def _table(record: Record) -> str:
+    """The numbers behind a figure of many rows, folded away."""
+    if not record.table:
+        return ""
+    head, *rows = [
+        "".join(f"<{kind}>{html.escape(cell)}</{kind}>" for cell in row) for kind, row in _kinds(record.table)
+    ]
+    body = "".join(f"<tr>{row}</tr>" for row in rows)
+    return (
+        "<details><summary>All numbers as a table</summary><div class=scroll>"
+        f"<table class=dense><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div></details>"
+    )
+
+
+def _kinds(table: list[list[str]]) -> list[tuple[str, list[str]]]:
+    return [("td" if number else "th", row) for number, row in enumerate(table)]
 
 
 def _foot(found: Sequence[Record]) -> str:
@@ -173,6 +191,10 @@ table { border-collapse: collapse; width: 100%; font-size: .97rem; line-height: 
 th { text-align: left; font-size: .8rem; font-weight: 600; color: var(--soft); }
 th, td { padding: .5rem .8rem .5rem 0; border-bottom: 1px solid var(--line); vertical-align: baseline; }
 tr:last-child td { border-bottom: 0; } td:last-child, th:last-child { padding-right: 0; }
+details { margin: .9rem 0 0; } summary { cursor: pointer; color: var(--link); font-size: .95rem; }
+table.dense { font-size: .82rem; white-space: nowrap; font-variant-numeric: lining-nums tabular-nums;
+  margin-top: .6rem; }
+table.dense th, table.dense td { padding: .25rem .9rem .25rem 0; }
 footer { margin-top: 2.5rem; color: var(--soft); font-size: .95rem; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .25rem 1.2rem; margin: 0 0 1.2rem; }
 dt { font-size: .84rem; } dd { margin: 0; font-size: .88rem; color: var(--ink); overflow-wrap: anywhere; }
