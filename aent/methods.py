@@ -69,11 +69,6 @@ class Method:
     reading: str = ""
     trl: dict[str, Any] = field(default_factory=dict)
 
-    @property
-    def moves(self) -> str:
-        """What the coefficient multiplies: an entropy bonus, or the rule's own knob."""
-        return "bonus" if self.shaping.pays_bonus else type(self.shaping).__name__
-
 
 METHODS: dict[str, Method] = {
     "none": Method("no entropy control", "GRPO, arXiv 2402.03300"),

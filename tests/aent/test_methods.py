@@ -100,8 +100,7 @@ def test_references_and_what_is_ours(name):
 
 def test_every_shaping_rule_is_some_methods_rule_and_moves_what_it_says():
     assert {type(found.shaping) for found in METHODS.values()} == set(Shaping.registry.values())
-    assert {name for name in METHODS if METHODS[name].moves == "bonus"} == BONUS
-    assert METHODS["clip-cov"].moves == "ClipCovariance"
+    assert {name for name in METHODS if METHODS[name].shaping.pays_bonus} == BONUS
 
 
 @pytest.mark.parametrize("name", METHODS)
