@@ -37,7 +37,8 @@ the better of two learning rates, how many end more than .02 above (teal) and be
 seeds, averaged over the problems.
 Entropy: mean full entropy at the end of the tested runs. Cost: time of a training step over that of no control, same
 process, alternating rounds. Families: what a method changes. Grids, problems and optimiser are this project's own
-design; several formulas are our reading (aent.methods says which)."""
+design; several formulas are our reading (aent.methods says which). Keep 100 knows how many tokens are plausible in
+these problems, which a user would have to measure."""
 ALT = """Leaderboard of twenty-four entropy control methods in rows: dot plots of the final value with intervals on
 three toy problems, bars of how many knob values help or hurt, final entropy, and relative cost of a step."""
 
