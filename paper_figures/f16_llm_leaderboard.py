@@ -157,11 +157,16 @@ def draw(df: Frame) -> Figure:
         columns=3, height=1.7 + 0.27 * len(order), strip=2, sharey=True, width_ratios=(1.7, 1.1, 1.1),
     )  # fmt: skip
     samples = int(df.samples.iloc[0])
-    titles = {"accuracy": "accuracy", "entropy": "full entropy (nats)", "solved": f"pass@{samples}"}
-    for axis, (column, title) in zip(axes[0], titles.items(), strict=True):
+    titles = {
+        "accuracy": ("Held-out accuracy", "share of samples"),
+        "entropy": ("Full entropy at the end", "nats per token"),
+        "solved": (f"Held-out pass@{samples}", "share of problems"),
+    }
+    for axis, (column, (title, unit)) in zip(axes[0], titles.items(), strict=True):
         _column(axis, df, column, order)
         axis.set_title(title)
-    axes[0, 1].set_xscale("log")
+        axis.set_xlabel(unit)
+    _log_ticks(axes[0, 1], df.entropy)
     axes[0, 0].set_yticks(range(len(order)), [label(name) for name in order], fontsize=8)
     axes[0, 0].set_ylim(len(order) - 0.4, -0.6)
     for tick, name in zip(axes[0, 0].get_yticklabels(), order, strict=True):
@@ -176,6 +181,14 @@ def draw(df: Frame) -> Figure:
     style.legend_strip(figure, handles, columns=4)
     style.stamp(figure, records.STAMP)
     return figure
+
+
+def _log_ticks(axis: Axes, values: Frame) -> None:
+    low, high = 0.8 * float(values.min()), 1.25 * float(values.max())
+    ticks = [t for t in (m * 10.0**k for k in range(-4, 2) for m in (1, 3)) if low <= t <= high]
+    axis.set(xscale="log", xlim=(low, high))
+    axis.set_xticks(ticks, [f"{t:g}" for t in ticks])
+    axis.minorticks_off()
 
 
 def _colour(method: str) -> str:
