@@ -125,7 +125,9 @@ def draw(df: Frame) -> Figure:
         lines = table(df, cell)
         _heat_map(axis, lines)
         axis.set_title(f"{cell}; no bonus {lines.loc[('none', 'none'), 'final']:.2f}")
+        axis.set_xlabel("controller")
     axes[0, 0].set_yticks(range(len(SUPPORTS)), list(SUPPORTS))
+    axes[0, 0].set_ylabel("support")
     return figure
 
 
