@@ -22,7 +22,7 @@ from paper_figures import style
 from paper_figures.scale import Frame, Progress, Scale, silent
 from paper_figures.verdicts import Verdict
 from toymdp import suite
-from toymdp.compare import Budget, Cell, summarise, tune_and_test
+from toymdp.compare import GAIN, Budget, Cell, knob_effect, summarise, tune_and_test
 from toymdp.learners import Learner, train
 from toymdp.methods import FIELD, METHODS
 
@@ -60,7 +60,6 @@ FAMILIES: dict[str, tuple[str, tuple[str, ...]]] = {  # what a method changes ->
     ),
     "moves the clip": ("#009E73", ("clip-higher", "ce-gppo", "erc", "espo")),
 }  # fmt: skip
-GAIN = 0.02  # of the final value: less is no difference
 HELPS, HURTS = "#2E9C9C", "#CC79A7"
 
 
@@ -100,21 +99,6 @@ def costs(setting: str, steps: int, rounds: int) -> Frame:
             seconds[name][turn] = time.perf_counter() - begin
     ratios = {name: float(np.median(own[1:] / seconds["none"][1:])) for name, own in seconds.items()}
     return pd.DataFrame({"method": list(ratios), "ratio": list(ratios.values()), "phase": "cost", "cell": setting})
-
-
-def knob_effect(df: Frame, cell: str, method: str) -> tuple[int, int, int]:
-    """(values of the knob that help, values tried, values that hurt) against no control on the same tuning seeds.
-
-    Each value counts at the better of its two learning rates, and so does no control, at the two nearest to them: the
-    best of its 14 would be luck on a few seeds.
-    """
-    tuning = df[(df.phase == "tune") & (df.cell == cell)]
-    means = tuning[tuning.method == method].groupby(["strength", "rate"]).final.mean()
-    plain = tuning[tuning.method == "none"].groupby("rate").final.mean()
-    rates = means.index.get_level_values("rate").unique()
-    none = max(float(plain.iloc[int(np.abs(np.log(plain.index / rate)).argmin())]) for rate in rates)
-    best = means.groupby("strength").max()
-    return int((best > none + GAIN).sum()), len(best), int((best < none - GAIN).sum())
 
 
 def table(df: Frame) -> Frame:

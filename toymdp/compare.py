@@ -176,6 +176,25 @@ def window(sweep: Frame, tolerance: float = 0.05, best: float | None = None) -> 
     return low, high, float(np.log2(high / low)) if low > 0 else 0.0
 
 
+GAIN = 0.02  # of the final value: less is no difference
+
+
+def knob_effect(rows: Frame, cell: str, method: str) -> tuple[int, int, int]:
+    """(values of the knob that help, values tried, values that hurt): how much a method forgives a wrong value.
+
+    Measured against no control (method "none") on the same tuning seeds, by more than ``GAIN``. Each value counts at
+    the better of its learning rates, and so does no control, at the rates nearest to them: the best of all its rates
+    would be luck on a few seeds.
+    """
+    tuning = rows[(rows["phase"] == "tune") & (rows["cell"] == cell)]
+    means = tuning[tuning["method"] == method].groupby(["strength", "rate"])["final"].mean()
+    plain = tuning[tuning["method"] == "none"].groupby("rate")["final"].mean()
+    rates = means.index.get_level_values("rate").unique()
+    none = max(float(plain.iloc[int(np.abs(np.log(plain.index / rate)).argmin())]) for rate in rates)
+    best = means.groupby("strength").max()
+    return int((best > none + GAIN).sum()), len(best), int((best < none - GAIN).sum())
+
+
 def summarise(rows: Frame) -> Frame:
     """One line per (cell, method): interquartile mean of the tested final values with its 95% interval, and company."""
     lines = []
@@ -263,7 +282,7 @@ def main(args: argparse.Namespace) -> int:
         else (Run.resume(args.out, config) if args.resume else Run.create(args.out, config, seed=0))
     )
     rows = compare(cells, names, budget, run=run, n_jobs=args.jobs, progress=True)
-    _print(summarise(rows), args.scale)
+    _print(rows, args.scale)
     return 0
 
 
@@ -324,7 +343,7 @@ def _finished(pairs: dict[Any, tuple[Cell, Method]], budget: Budget, logged: Fra
     return found
 
 
-def _print(summary: Frame, scale: str) -> None:
+def _print(rows: Frame, scale: str) -> None:
     from rich.console import Console  # noqa: PLC0415  (only the command line needs it)
     from rich.table import Table  # noqa: PLC0415
 
@@ -337,14 +356,19 @@ def _print(summary: Frame, scale: str) -> None:
         "peak",
         "entropy (nats)",
         "P(beats none)",
-        "tuned strength",
+        "tuned to",
         "rate",
+        "help / hurt",
     ):
         table.add_column(column)
-    for line in summary.to_dict("records"):
+    compared = set(rows["cell"][rows["method"] == "none"])
+    for line in summarise(rows).to_dict("records"):
+        cell, method = line["cell"], line["method"]
+        knob = METHODS[method].strengths and cell in compared
+        helps, tried, hurts = knob_effect(rows, cell, method) if knob else (0, 0, 0)
         table.add_row(
-            line["cell"],
-            METHODS[line["method"]].label,
+            cell,
+            METHODS[method].label,
             f"{line['final']:.3f} [{line['low']:.3f}, {line['high']:.3f}]",
             f"{line['area']:.3f}",
             f"{line['peak']:.3f}",
@@ -352,6 +376,7 @@ def _print(summary: Frame, scale: str) -> None:
             f"{line['beats_none']:.2f}",
             f"{line['strength']:g}",
             f"{line['rate']:.3g}",
+            f"{helps} / {hurts} of {tried}" if knob else "",
         )
     # A pipe has no width: 80 columns would cut the names.
     width = None if sys.stdout.isatty() or os.environ.get("COLUMNS") else 160

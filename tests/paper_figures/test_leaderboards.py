@@ -60,19 +60,6 @@ def test_better_and_worse_need_both_a_gain_and_an_interval():
     assert signs == {"up": 1, "little": 0, "wide": 0, "down": -1, "none": 0}
 
 
-def test_values_of_a_knob_that_help_and_hurt_by_hand():
-    tuning = [
-        rows("c", "none", [0.9, 0.9], "tune", rate=0.2),  # neither rate of the method is near
-        rows("c", "none", [0.4, 0.6], "tune", rate=0.11),
-        rows("c", "none", [0.4, 0.4], "tune", rate=0.032),
-        rows("c", "full", {1.0: [0.9, 0.1], 2.0: [0.6, 0.6], 3.0: [0.2, 0.2]}, "tune", (1.0, 2.0, 3.0)),
-        rows("c", "full", {1.0: [0.4], 2.0: [0.4], 3.0: [0.7]}, "tune", (1.0, 2.0, 3.0), rate=0.03),
-    ]
-    # means at the better rate: .5 (no difference), .6 (helps), .7 (helps); at the first rate alone 3.0 would hurt
-    assert f14_leaderboard.knob_effect(pd.concat(tuning), "c", "full") == (2, 3, 0)
-    assert f14_leaderboard.knob_effect(pd.concat(tuning[:4]), "c", "full") == (1, 3, 1)
-
-
 @pytest.mark.parametrize(
     ("finals", "others", "status"),
     [({}, 0.5, "fails"), ({"siren": 0.9}, 0.5, "holds only if"), ({"none": 0.5}, 0.9, "holds")],

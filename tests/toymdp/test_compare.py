@@ -15,7 +15,16 @@ from aent import methods as published
 from aent.controllers import Constant, Switch
 from aent.runs import read_run
 from toymdp import compare
-from toymdp.compare import METHODS, Budget, Cell, best_setting, bootstrap_interval, evaluate, interquartile_mean
+from toymdp.compare import (
+    METHODS,
+    Budget,
+    Cell,
+    best_setting,
+    bootstrap_interval,
+    evaluate,
+    interquartile_mean,
+    knob_effect,
+)
 from toymdp.learners import Learner
 from toymdp.methods import BANDS, FIELD, STRENGTHS, SUPPORTS
 
@@ -237,6 +246,34 @@ def test_updates_reach_the_learner() -> None:
         cell = Cell("smoke-bandit", Learner(40, 0.3, updates=updates), (0.3,))
         ours, none = (evaluate(cell, METHODS[name], [(0.5, 0.3)], [4, 5])["final"] for name in ("ce-gppo", "none"))
         assert (np.abs(ours - none) < 1e-6).all() == same
+
+
+def test_values_of_a_knob_that_help_and_hurt_by_hand() -> None:
+    def tuned(method: str, rate: float, finals: dict[float, list[float]]) -> list[dict[str, Any]]:
+        same = {"cell": "c", "phase": "tune", "method": method, "rate": rate}
+        return [{**same, "strength": knob, "final": final} for knob, values in finals.items() for final in values]
+
+    rows = tuned("none", 0.2, {0.0: [0.9, 0.9]})  # neither rate of the method is near
+    rows += tuned("none", 0.11, {0.0: [0.4, 0.6]}) + tuned("none", 0.032, {0.0: [0.4, 0.4]})
+    rows += tuned("full", 0.1, {1.0: [0.9, 0.1], 2.0: [0.6, 0.6], 3.0: [0.2, 0.2]})
+    lower_rate = tuned("full", 0.03, {1.0: [0.4], 2.0: [0.4], 3.0: [0.7]})
+    # means at the better rate: .5 (no difference), .6 (helps), .7 (helps); at the first rate alone 3.0 hurts
+    assert knob_effect(pd.DataFrame(rows + lower_rate), "c", "full") == (2, 3, 0)
+    assert knob_effect(pd.DataFrame(rows), "c", "full") == (1, 3, 1)
+
+
+@pytest.mark.parametrize("names", [["none", "clip-cov"], ["clip-cov"]])
+def test_the_table_says_how_much_a_knob_forgives_where_there_is_no_control(
+    names: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(compare._SCALES, "smoke", (("smoke-bandit",), 4, Budget(1, 2)))
+    monkeypatch.setenv("COLUMNS", "200")
+    parser = argparse.ArgumentParser()
+    compare.add_arguments(parser)
+    assert compare.main(parser.parse_args(["--scale", "smoke", "--jobs", "1", "--methods", *names])) == 0
+    table = capsys.readouterr().out
+    assert "Clip-Cov" in table
+    assert ("of 7" in table) == ("none" in names)
 
 
 def test_exact_gradients_compare_all_methods_that_know_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
