@@ -2,8 +2,8 @@
 
 Drawn from committed runs (``records/llm_methods.jsonl``, made by ``python -m aent_llm.leaderboard``), the same at every
 scale and seed. Nothing was tuned, so nothing was selected: both values are shown. Judged is held-out accuracy after
-training by differences between runs of the same seed and their 95% Student interval, as in F11, with no correction for
-the number of comparisons.
+training by differences between runs of the same seed and their 95% Student interval, as in F11; the verdict also says
+which of them are left after Holm's correction for the number of comparisons.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from scipy import stats
 
 from paper_figures import records, style
 from paper_figures.f14_leaderboard import FAMILIES
@@ -73,11 +74,33 @@ def compute(scale: Scale, rng: np.random.Generator, progress: Progress = silent)
 FIRST = {"none": 3e-4, "entropy-advantage": 0.4, "aepo": 0.75}
 
 
-def difference(df: Frame, method: str, value: float) -> records.Estimate:
-    """Held-out accuracy less that of plain GRPO at its first value, over the seeds that both have."""
+def gaps(df: Frame, method: str, value: float) -> Frame:
+    """Held-out accuracy less that of plain GRPO at its first value, of every seed that both have."""
     none = df[(df.method == "none") & df["first"]].set_index("seed").accuracy
     own = df[(df.method == method) & (df.value == value)].set_index("seed").accuracy
-    return records.estimate((own - none).dropna())
+    return (own - none).dropna()
+
+
+def difference(df: Frame, method: str, value: float) -> records.Estimate:
+    """Mean of ``gaps``."""
+    return records.estimate(gaps(df, method, value))
+
+
+def after_holm(found: dict[Any, Frame], level: float = 0.05) -> list[Any]:
+    """Keys of the samples whose mean differs from 0 by Student's test after Holm's correction over all of them.
+
+    The smallest p-value is held against level / n, the next against level / (n - 1), up to the first that is above. A
+    sample without scatter is no evidence.
+    """
+    chance = {key: _student(sample) for key, sample in found.items()}
+    ranked = sorted(chance, key=lambda key: chance[key])
+    ends = [place for place, key in enumerate(ranked) if chance[key] > level / (len(ranked) - place)]
+    return ranked[: ends[0]] if ends else ranked
+
+
+def _student(sample: Frame) -> float:
+    test: Any = stats.ttest_1samp(sample, 0.0) if np.ptp(sample) > 0 else None
+    return 1.0 if test is None else float(test.pvalue)
 
 
 def outcome(found: records.Estimate) -> str:
@@ -95,6 +118,8 @@ def verdict(df: Frame) -> Verdict:
     for (method, value), gap in found.items():
         told[outcome(gap)].append(f"{label(method)} ({value:g}) {gap}")
     none = df[(df.method == "none") & df["first"]]
+    tested = {(m, v): gaps(df, m, v) for (m, v), gap in found.items() if gap.seeds >= FEWEST}
+    sure = ", ".join(label(method) for method, _ in after_holm(tested)) or "none"
     methods = {method for method, _ in pairs}
     winners = {method for (method, _), gap in found.items() if outcome(gap) == "better"}
     status = (
@@ -111,6 +136,7 @@ def verdict(df: Frame) -> Verdict:
         f"{records.counted(len(none))}. Less plain GRPO, same seeds: better: "
         f"{', '.join(told['better']) or 'none'}; worse: {', '.join(told['worse']) or 'none'}; not resolved: "
         f"{len(told['not resolved'])} of {len(found)} settings. "
+        f"After Holm's correction over the {len(tested)} settings with {FEWEST} seeds or more: {sure}. "
         f"Ingredients of AEnt (first value): {parts}. Intervals: 95%, Student, over seeds, uncorrected.",
     )
 
