@@ -33,7 +33,8 @@ method's knob (filled: the published value where it means something here, hollow
 and 95% Student interval over its seeds. Middle: full entropy over the last tenth of training, logarithmic. Right: the
 same for pass@k. Rows are sorted by the first value. Last rows: support x controller, AEnt's two ingredients apart and
 together. Embedded model (two layers, 16,384 tokens), generated sums, 40 rollouts, two optimiser steps each. Values of
-knobs are this project's own choice; nothing was tuned. Recorded runs: the same at every scale and seed of this command."""
+knobs are this project's own choice; nothing was tuned. Recorded runs: the same at every scale and seed of this
+command."""
 ALT = """Rows of methods with one dot per training run: held-out accuracy, entropy at the end of training and pass@8,
 for two values of each method's knob, beside the interval of plain GRPO; below, supports by controllers."""
 
