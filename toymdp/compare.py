@@ -379,5 +379,6 @@ def _print(rows: Frame, scale: str) -> None:
             f"{helps} / {hurts} of {tried}" if knob else "",
         )
     # A pipe has no width: 80 columns would cut the names.
-    width = None if sys.stdout.isatty() or os.environ.get("COLUMNS") else 160
+    asked = os.environ.get("COLUMNS", "")
+    width = None if sys.stdout.isatty() else int(asked) if asked.isdigit() else 160
     Console(width=width).print(table)

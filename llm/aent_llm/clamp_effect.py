@@ -302,7 +302,8 @@ def _percentiles(values: np.ndarray) -> tuple[float, float]:
 def _statistics(sums: np.ndarray) -> dict[str, np.ndarray]:
     """(..., K) -> the fields of ``RuleMeasure``.
 
-    1 - cos = (|g - g~|^2 - (|g| - |g~|)^2) / (2 |g| |g~|): without the cancellation of 1 - <g, g~> / (|g| |g~|).
+    1 - cos = (|g - g~|^2 - (|g| - |g~|)^2) / (2 |g| |g~|): without the cancellation of 1 - <g, g~> / (|g| |g~|). NaN
+    where a gradient is zero, as of a rule that keeps one token of each.
     """
     s = dict(zip(_SUMS, np.moveaxis(sums, -1, 0), strict=True))
     full, own = np.sqrt(s["full2"]), np.sqrt(s["own2"])
@@ -313,7 +314,8 @@ def _statistics(sums: np.ndarray) -> dict[str, np.ndarray]:
             "dropped_mass": s["dropped"] / s["tokens"],
             "kept": s["kept"] / s["tokens"],
             "norm": own / np.sqrt(s["tokens"]),
-            "turn": np.maximum(s["difference2"] - (full - own) ** 2, 0) / (2 * full * own),
+            "turn": np.maximum(s["difference2"] - (full - own) ** 2, 0)
+            / np.where(full * own > 0, 2 * full * own, np.nan),
             "push": s["push1"] / s["full1"],
             "norm_share": np.sqrt(s["push2"] / s["full2"]),
             "sampled_kept": s["sampled"] / s["tokens"],
