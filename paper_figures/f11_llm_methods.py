@@ -40,7 +40,6 @@ ORDER = ("none", "full", "clamp33", "keep64")
 CLAMPED = ("clamp33", "keep64")
 SHORT = {"none": "GRPO", "full": "full\nentropy", "clamp33": "AEnt\np = .33", "keep64": "AEnt\ntop 64"}
 SMOOTH = 5  # logged steps
-FEWEST = 3  # seeds behind a claim
 
 
 def compute(scale: Scale, rng: np.random.Generator, progress: Progress = silent) -> Frame:
@@ -68,13 +67,6 @@ def difference(df: Frame, ours: str, theirs: str) -> records.Estimate:
     return records.estimate((table[ours] - table[theirs]).dropna())
 
 
-def outcome(found: records.Estimate) -> str:
-    """What an interval says: better, worse or not resolved; never a claim from fewer than ``FEWEST`` seeds."""
-    if found.seeds < FEWEST:
-        return "not resolved"
-    return "better" if found.low > 0 else "worse" if found.high < 0 else "not resolved"
-
-
 def in_band(df: Frame, method: str) -> records.Estimate:
     """Share of the steps in the second half of training within the method's band, per seed."""
     own = df[(df.kind == "curve") & (df.method == method) & (df.step > df.step.max() / 2)]
@@ -94,7 +86,7 @@ def verdict(df: Frame) -> Verdict:
     found = methods(df)
     pairs = {(a, b): difference(df, a, b) for b, a in itertools.combinations(found, 2)}
     wins = {a for a in CLAMPED if all(_better(pairs, a, b) for b in ("none", "full"))}
-    told = "; ".join(f"{_name(a)} less {_name(b)} {gap}: {outcome(gap)}" for (a, b), gap in pairs.items())
+    told = "; ".join(f"{_name(a)} less {_name(b)} {gap}: {records.outcome(gap)}" for (a, b), gap in pairs.items())
     result = df[df.kind == "result"]
     scores = ", ".join(f"{_name(name)} {records.estimate(result[result.method == name].accuracy)}" for name in found)
     bands = ", ".join(f"{_name(name)} {in_band(df, name).mean:.0%}" for name in found if name in CLAMPED)
@@ -120,11 +112,11 @@ def verdict(df: Frame) -> Verdict:
 
 
 def _better(pairs: dict[tuple[str, str], records.Estimate], a: str, b: str) -> bool:
-    return (a, b) in pairs and outcome(pairs[a, b]) == "better"
+    return (a, b) in pairs and records.outcome(pairs[a, b]) == "better"
 
 
 def _worse(pairs: dict[tuple[str, str], records.Estimate], a: str) -> bool:
-    return any((a, b) in pairs and outcome(pairs[a, b]) == "worse" for b in ("none", "full"))
+    return any((a, b) in pairs and records.outcome(pairs[a, b]) == "worse" for b in ("none", "full"))
 
 
 def _name(method: str) -> str:

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from joblib import Parallel, delayed
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -22,7 +21,7 @@ from paper_figures import style
 from paper_figures.scale import Frame, Progress, Scale, silent
 from paper_figures.verdicts import Verdict
 from toymdp import suite
-from toymdp.compare import GAIN, Budget, Cell, knob_effect, summarise, tune_and_test
+from toymdp.compare import GAIN, Budget, Cell, compare, knob_effect, resolved, summarise
 from toymdp.learners import Learner, train
 from toymdp.methods import FIELD, METHODS
 
@@ -64,7 +63,7 @@ HELPS, HURTS = "#2E9C9C", "#CC79A7"
 
 
 def compute(scale: Scale, rng: np.random.Generator, progress: Progress = silent) -> Frame:
-    """Rows of ``compare.tune_and_test`` with cell and method, and one row per method with phase "cost".
+    """Rows of ``compare.compare``, and one row per method with phase "cost".
 
     Seeds are fixed (tuning and test seeds never overlap), so ``rng`` is not used.
     """
@@ -72,17 +71,9 @@ def compute(scale: Scale, rng: np.random.Generator, progress: Progress = silent)
     budget = scale.pick(smoke=Budget(1, 3), default=Budget(8, 20), full=Budget(12, 30))
     learner = Learner(steps, 1.0, updates=4)
     cells = [Cell(name, learner, (0.03, 0.1)) for name in (SMOKE if scale.name == "smoke" else CELLS)]
-    pairs = [(cell, name) for cell in cells for name in ROWS]
-    parts = []
-    for part in Parallel(return_as="generator")(delayed(_pair)(cell, name, budget) for cell, name in pairs):
-        parts.append(part)
-        progress(len(parts), len(pairs))
+    rows = compare(cells, ROWS, budget, progress=progress)
     cost = costs(cells[0].setting, scale.pick(smoke=4, default=60, full=60), scale.pick(smoke=1, default=5, full=5))
-    return pd.concat([*parts, cost], ignore_index=True)
-
-
-def _pair(cell: Cell, name: str, budget: Budget) -> Frame:
-    return tune_and_test(cell, METHODS[name], budget).assign(cell=cell.setting, method=name)
+    return pd.concat([rows, cost], ignore_index=True)
 
 
 def costs(setting: str, steps: int, rounds: int) -> Frame:
@@ -107,11 +98,8 @@ def table(df: Frame) -> Frame:
 
 
 def better(lines: Frame, cell: str, method: str) -> int:
-    """1 if better than no control (by more than ``GAIN``, and the interval is above), -1 if worse, 0 if neither."""
-    own, none = lines.loc[(cell, method)], lines.loc[(cell, "none")]
-    above = own["final"] > none["final"] + GAIN and own["low"] > none["final"]
-    below = own["final"] < none["final"] - GAIN and own["high"] < none["final"]
-    return int(above) - int(below)
+    """1 if better than no control, -1 if worse, 0 if not resolved."""
+    return resolved(lines.loc[(cell, method)], lines.loc[(cell, "none")])
 
 
 def verdict(df: Frame) -> Verdict:
@@ -190,14 +178,9 @@ def draw(df: Frame) -> Figure:
     _numbers(entropies, "entropy\n(nats)", [ends[name] for name in order], order)
     ratios = df[df.phase == "cost"].set_index("method").ratio
     _numbers(cost, "cost of\na step", [ratios[name] for name in order], order)
-    axes[0, 0].set_yticks(range(len(order)), [METHODS[name].label for name in order], fontsize=8)
-    axes[0, 0].set_ylim(len(order) - 0.4, -1.1)
-    for tick, name in zip(axes[0, 0].get_yticklabels(), order, strict=True):
-        tick.set_color(_colour(name))
-    handles: list[Any] = [
-        Line2D([], [], color=colour, marker="o", ls="none", label=label) for label, (colour, _) in FAMILIES.items()
-    ]
-    handles += [
+    name_rows(axes[0, 0], {METHODS[name].label: family_colour(name) for name in order}, top=-1.1)
+    handles = [
+        *family_handles(),
         Line2D([], [], color=style.subtle(), marker="o", mfc="none", ls="none", label="area under the curve"),
         Patch(color=HELPS, label="knob value helps"),
         Patch(color=HURTS, label="knob value hurts"),
@@ -206,15 +189,29 @@ def draw(df: Frame) -> Figure:
     return figure
 
 
-def _colour(method: str) -> str:
+def family_colour(method: str) -> str:
+    """Colour of the family that a method belongs to."""
     return next(colour for colour, names in FAMILIES.values() if method in names)
+
+
+def family_handles() -> list[Any]:
+    """One entry of the legend per family."""
+    return [Line2D([], [], color=colour, marker="o", ls="none", label=label) for label, (colour, _) in FAMILIES.items()]
+
+
+def name_rows(axis: Axes, rows: dict[str, str], *, top: float) -> None:
+    """Labels of the rows in their colours, the first at the top."""
+    axis.set_yticks(range(len(rows)), list(rows), fontsize=8)
+    axis.set_ylim(len(rows) - 0.4, top)
+    for tick, colour in zip(axis.get_yticklabels(), rows.values(), strict=True):
+        tick.set_color(colour)
 
 
 def _values(axis: Axes, lines: Frame, order: list[str]) -> None:
     none = lines.loc["none"]
     axis.axvline(none["final"], color=style.subtle(), lw=1.1, ls=(0, (3, 2)))
     for y, name in enumerate(order):
-        own, colour = lines.loc[name], _colour(name)
+        own, colour = lines.loc[name], family_colour(name)
         axis.plot([own["low"], own["high"]], [y, y], color=colour, lw=1.8, solid_capstyle="butt")
         axis.plot(own["final"], y, "o", color=colour, ms=5)
         axis.plot(own["area"], y, "o", mfc="none", mec=colour, ms=4, mew=0.9)
@@ -222,36 +219,29 @@ def _values(axis: Axes, lines: Frame, order: list[str]) -> None:
             axis.text(1.3, y, f"{own['beats_none']:.2f}", fontsize=6.8, color=style.subtle(), ha="right", va="center")
     axis.text(1.3, -0.85, "P", fontsize=7.5, color=style.subtle(), ha="right", va="center", style="italic")
     axis.set(xlim=(-0.03, 1.32), xlabel="final value", xticks=[0, 0.5, 1])
-    _stripes(axis, len(order))
+    style.stripes(axis, len(order))
 
 
 def _knobs(axis: Axes, df: Frame, cells: list[str], order: list[str]) -> None:
     """Stacked bars around zero, averaged over the cells."""
     for y, name in enumerate(order):
-        found = np.array([knob_effect(df, cell, name) for cell in cells], dtype=float)
         if name == "none":
             continue
+        found = np.array([knob_effect(df, cell, name) for cell in cells], dtype=float)
         helps, hurts = (found[:, 0] / found[:, 1]).mean() * 7, (found[:, 2] / found[:, 1]).mean() * 7
         axis.barh(y, helps, color=HELPS, height=0.62)
         axis.barh(y, -hurts, color=HURTS, height=0.62)
     axis.axvline(0, color=style.subtle(), lw=0.8)
     axis.set(xlim=(-7.4, 7.4), xticks=[-7, 0, 7], xticklabels=["7", "0", "7"], xlabel="hurt | help")
     axis.set_title("7 knob values", fontsize=8.5)
-    _stripes(axis, len(order))
+    style.stripes(axis, len(order))
 
 
 def _numbers(axis: Axes, title: str, values: list[float], order: list[str]) -> None:
     top = max(values)
     for y, (name, value) in enumerate(zip(order, values, strict=True)):
-        axis.barh(y, value, color=_colour(name), height=0.5, alpha=0.75)
+        axis.barh(y, value, color=family_colour(name), height=0.5, alpha=0.75)
         axis.annotate(f"{value:.2f}", (value, y), xytext=(3, 0), textcoords="offset points", va="center", fontsize=7)
     axis.set(xlim=(0, 1.5 * top), xticks=[])
     axis.set_title(title, fontsize=8.5)
-    _stripes(axis, len(order))
-
-
-def _stripes(axis: Axes, count: int) -> None:
-    for y in range(0, count, 2):
-        axis.axhspan(y - 0.5, y + 0.5, color=style.subtle(), alpha=0.06, lw=0)
-    axis.grid(axis="y", visible=False)
-    axis.tick_params(axis="y", length=0)
+    style.stripes(axis, len(order))

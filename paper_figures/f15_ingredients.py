@@ -17,7 +17,7 @@ from aent.entropy import DropLowest, Full, Support, TopK
 from paper_figures import style
 from paper_figures.scale import Frame, Progress, Scale, silent
 from paper_figures.verdicts import Verdict
-from toymdp.compare import Budget, Cell, summarise, tune_and_test
+from toymdp.compare import Budget, Cell, resolved, summarise, tune_and_test
 from toymdp.learners import Learner
 from toymdp.methods import CONTROLLERS, METHODS, Method
 
@@ -81,14 +81,12 @@ def table(df: Frame, cell: str) -> Frame:
 def effect(lines: Frame, ours: tuple[str, str], theirs: tuple[str, str]) -> str:
     """The gain of one combination over another, and whether the interval of ours is above the value of theirs."""
     us, them = lines.loc[ours], lines.loc[theirs]
-    gain = us["final"] - them["final"]
-    clear = us["low"] > them["final"] if gain > 0 else us["high"] < them["final"]
-    return f"{gain:+.2f}" + ("" if clear and abs(gain) > GAIN else " (not resolved)")
+    return f"{us['final'] - them['final']:+.2f}" + ("" if resolved(us, them, GAIN) else " (not resolved)")
 
 
 def verdict(df: Frame) -> Verdict:
     """The two published steps from the plain bonus, and the same with a strong clamp, in every cell."""
-    base, told, signs = ("full", "constant"), [], []
+    base, told, gains = ("full", "constant"), [], []
     for cell in dict.fromkeys(df.cell):
         lines = table(df, cell)
         adaptive = max((c for c in CONTROLLERS if c != "constant"), key=lambda c: lines.loc[("full", c), "final"])
@@ -101,12 +99,11 @@ def verdict(df: Frame) -> Verdict:
             f"the best other controller on full entropy ({adaptive})": ("full", adaptive),
         }
         effects = {label: effect(lines, ours, base) for label, ours in steps.items()}
-        signs += [effects[label] for label in ("clamp p = .33", "band")]
+        gains += [resolved(lines.loc[steps[label]], lines.loc[base], GAIN) > 0 for label in ("clamp p = .33", "band")]
         told.append(
             f"{cell}: no bonus {lines.loc[('none', 'none'), 'final']:.2f}, full and constant "
             f"{lines.loc[base, 'final']:.2f}; " + ", ".join(f"{label} {text}" for label, text in effects.items())
         )
-    gains = [text.startswith("+") and "not" not in text for text in signs]
     status = "holds" if all(gains) else "holds only if" if any(gains) else "fails"
     return Verdict(status, "Change of the final value from full entropy with a constant. " + ". ".join(told) + ".")
 

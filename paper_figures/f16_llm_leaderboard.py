@@ -20,7 +20,7 @@ from matplotlib.lines import Line2D
 from scipy import stats
 
 from paper_figures import records, style
-from paper_figures.f14_leaderboard import FAMILIES
+from paper_figures.f14_leaderboard import family_colour, family_handles, name_rows
 from paper_figures.scale import Frame, Progress, Scale, silent
 from paper_figures.verdicts import Verdict
 from toymdp.methods import METHODS
@@ -46,7 +46,6 @@ PARTS = {  # arm -> label: AEnt's ingredients
     "top64": "top 64, constant",
     "top64-band": "top 64, band",
 }
-FEWEST = 3  # seeds behind a claim
 
 
 def compute(scale: Scale, rng: np.random.Generator, progress: Progress = silent) -> Frame:
@@ -54,17 +53,13 @@ def compute(scale: Scale, rng: np.random.Generator, progress: Progress = silent)
     rows = []
     for run in records.lines(Path(os.environ.get(VARIABLE, RECORD))):
         method, _, value = str(run["arm"]).partition("@")
-        entropy = np.array([np.nan if x is None else x for x in run["curves"]["entropy/full"]], dtype=float)
-        last = entropy[-max(1, round(records.LATE * len(entropy))) :]
-        after, before = run["after"], run["before"]
-        k = max(int(key.removeprefix("pass@")) for key in after if key.startswith("pass@"))
+        found = records.evaluated(run)
+        scores = {key: found[key] for key in ("accuracy", "solved", "samples")}
+        entropy = records.end(run, "entropy/full")
         rows.append(
-            {
-                "method": method, "value": float(value), "seed": run["seed"], "accuracy": after["pass@1"]["mean"],
-                "solved": after[f"pass@{k}"]["mean"], "samples": k, "entropy": float(np.nanmean(last)),
-                "accuracy_before": before["pass@1"]["mean"],
-            }
-        )  # fmt: skip
+            {"method": method, "value": float(value), "seed": run["seed"], **scores, "entropy": entropy}
+            | {"accuracy_before": found["accuracy_before"]}
+        )
     df = pd.DataFrame(rows)
     first = {str(name): FIRST.get(str(name), own.min()) for name, own in df.groupby("method").value}
     progress(1, 1)
@@ -104,25 +99,19 @@ def _student(sample: Frame) -> float:
     return 1.0 if test is None else float(test.pvalue)
 
 
-def outcome(found: records.Estimate) -> str:
-    """As in F11."""
-    if found.seeds < FEWEST:
-        return "not resolved"
-    return "better" if found.low > 0 else "worse" if found.high < 0 else "not resolved"
-
-
 def verdict(df: Frame) -> Verdict:
     """Holds if every method is better at one of its values at least, fails if none is and some are worse."""
     pairs = df[(df.method != "none") & ~df.method.isin(PARTS)].groupby(["method", "value"], sort=False).size().index
-    found = {pair: difference(df, *pair) for pair in pairs}
+    samples = {pair: gaps(df, *pair) for pair in pairs}
+    found = {pair: records.estimate(sample) for pair, sample in samples.items()}
     told: dict[str, list[str]] = {"better": [], "worse": [], "not resolved": []}
     for (method, value), gap in found.items():
-        told[outcome(gap)].append(f"{label(method)} ({value:g}) {gap}")
+        told[records.outcome(gap)].append(f"{label(method)} ({value:g}) {gap}")
     none = df[(df.method == "none") & df["first"]]
-    tested = {(m, v): gaps(df, m, v) for (m, v), gap in found.items() if gap.seeds >= FEWEST}
+    tested = {pair: samples[pair] for pair, gap in found.items() if gap.seeds >= records.FEWEST}
     sure = ", ".join(label(method) for method, _ in after_holm(tested)) or "none"
     methods = {method for method, _ in pairs}
-    winners = {method for (method, _), gap in found.items() if outcome(gap) == "better"}
+    winners = {method for (method, _), gap in found.items() if records.outcome(gap) == "better"}
     status = (
         "holds" if winners == methods else "holds only if" if winners else "fails" if told["worse"] else "not resolved"
     )
@@ -137,7 +126,7 @@ def verdict(df: Frame) -> Verdict:
         f"{records.counted(len(none))}. Less plain GRPO, same seeds: better: "
         f"{', '.join(told['better']) or 'none'}; worse: {', '.join(told['worse']) or 'none'}; not resolved: "
         f"{len(told['not resolved'])} of {len(found)} settings. "
-        f"After Holm's correction over the {len(tested)} settings with {FEWEST} seeds or more: {sure}. "
+        f"After Holm's correction over the {len(tested)} settings with {records.FEWEST} seeds or more: {sure}. "
         f"Ingredients of AEnt (first value): {parts}. Intervals: 95%, Student, over seeds, uncorrected.",
     )
 
@@ -155,21 +144,12 @@ def report_table(df: Frame) -> list[list[str]]:
         rows.append(
             [
                 label(str(method)), f"{value:g}", f"{len(own)}", str(records.estimate(own.accuracy)), str(gap),
-                outcome(gap), f"{own.solved.mean():.3f}", f"{own.entropy.mean():.2f}",
+                records.outcome(gap), f"{own.solved.mean():.3f}", f"{own.entropy.mean():.2f}",
             ]
         )  # fmt: skip
     rows.sort(key=lambda row: -float(row[3].split()[0]))
-    head = [
-        "method",
-        "knob",
-        "seeds",
-        "accuracy",
-        "less plain GRPO",
-        "",
-        f"pass@{df.samples.iloc[0]}",
-        "entropy (nats)",
-    ]
-    return [head, *rows]
+    measured = ["accuracy", "less plain GRPO", "", f"pass@{df.samples.iloc[0]}", "entropy (nats)"]
+    return [["method", "knob", "seeds", *measured], *rows]
 
 
 # ---------------------------------------------------------------------------------------------------------- drawing
@@ -194,14 +174,9 @@ def draw(df: Frame) -> Figure:
         axis.set_title(title)
         axis.set_xlabel(unit)
     _log_ticks(axes[0, 1], df.entropy)
-    axes[0, 0].set_yticks(range(len(order)), [label(name) for name in order], fontsize=8)
-    axes[0, 0].set_ylim(len(order) - 0.4, -0.6)
-    for tick, name in zip(axes[0, 0].get_yticklabels(), order, strict=True):
-        tick.set_color(_colour(name))
-    handles: list[Any] = [
-        Line2D([], [], color=colour, marker="o", ls="none", label=text) for text, (colour, _) in FAMILIES.items()
-    ]
-    handles += [
+    name_rows(axes[0, 0], {label(name): _colour(name) for name in order}, top=-0.6)
+    handles = [
+        *family_handles(),
         Line2D([], [], color=style.subtle(), marker="o", ls="none", label="first value"),
         Line2D([], [], color=style.subtle(), marker="o", mfc="none", ls="none", label="second value"),
     ]
@@ -219,9 +194,7 @@ def _log_ticks(axis: Axes, values: Frame) -> None:
 
 
 def _colour(method: str) -> str:
-    if method in PARTS:
-        method = "full"
-    return next(colour for colour, names in FAMILIES.values() if method in names)
+    return family_colour("full" if method in PARTS else method)
 
 
 def _column(axis: Axes, df: Frame, column: str, order: list[str]) -> None:
@@ -238,10 +211,7 @@ def _column(axis: Axes, df: Frame, column: str, order: list[str]) -> None:
             axis.plot(values, [y + shift] * len(values), "o", color=colour, ms=2.4, mew=0, alpha=0.5)
             face = colour if first else style.paper()
             axis.plot(values.mean(), y + shift, "o", color=colour, mfc=face, ms=4.6, mew=1.1)
-    for y in range(0, len(order), 2):
-        axis.axhspan(y - 0.5, y + 0.5, color=style.subtle(), alpha=0.06, lw=0)
+    style.stripes(axis, len(order))
     parts = sum(name in PARTS for name in order)
     if parts:
         axis.axhline(len(order) - parts - 0.5, color=style.subtle(), lw=0.9)
-    axis.grid(axis="y", visible=False)
-    axis.tick_params(axis="y", length=0)

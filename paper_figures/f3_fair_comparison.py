@@ -19,7 +19,7 @@ from matplotlib.lines import Line2D
 from paper_figures import style
 from paper_figures.scale import Frame, Progress, Scale, silent
 from paper_figures.verdicts import Verdict
-from toymdp.compare import Budget, Cell, best_setting, bootstrap_interval, evaluate, summarise, window
+from toymdp.compare import Budget, Cell, best_setting, bootstrap_interval, evaluate, resolved, summarise, window
 from toymdp.learners import Learner
 from toymdp.methods import STRENGTHS
 from toymdp.methods import SUPPORTS as METHODS
@@ -198,12 +198,9 @@ def _dots(axis: Any, summary: Frame, cells: list[str]) -> None:
         y = cells.index(line["cell"]) + 0.78 * (names.index(line["method"]) / max(1, len(names) - 1) - 0.5)
         axis.plot([line["low"], line["high"]], [y, y], color=look.colour, linewidth=1.6, solid_capstyle="butt")
         axis.plot(line["final"], y, color=look.colour, marker=look.marker, markersize=4.6)
-    for i in range(0, len(cells), 2):
-        axis.axhspan(i - 0.5, i + 0.5, color=style.subtle(), alpha=0.06, linewidth=0)
+    style.stripes(axis, len(cells))
     axis.set(yticks=range(len(cells)), yticklabels=cells, xlim=(-0.02, 1.03), ylim=(len(cells) - 0.5, -0.5))
     axis.set_xlabel("final value of the tuned method (decoys pay 0.5, the optimum 1)")
-    axis.grid(axis="y", visible=False)
-    axis.tick_params(axis="y", length=0)
 
 
 def _sweep(axis: Any, sweep: Frame, cell: str) -> None:
@@ -260,5 +257,4 @@ def verdict(df: Frame) -> Verdict:
 
 
 def _beats(summary: Frame, cell: str, ours: str, theirs: str) -> bool:
-    us, them = summary.loc[(cell, ours)], summary.loc[(cell, theirs)]
-    return bool(us["final"] > them["final"] + 0.05 and us["low"] > them["final"])
+    return resolved(summary.loc[(cell, ours)], summary.loc[(cell, theirs)], gain=0.05) > 0

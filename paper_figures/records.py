@@ -85,8 +85,8 @@ def results(path: Path | None = None) -> Frame:
     """
     rows = []
     for run in lines(path):
-        last = {column: _end(_numbers(run["curves"][key])) for key, column in CURVES.items()}
-        rows.append({**label_columns(run), **last, **_evaluated(run)})
+        last = {column: end(run, key) for key, column in CURVES.items()}
+        rows.append({**label_columns(run), **last, **evaluated(run)})
     return pd.DataFrame(rows).assign(kind="result")
 
 
@@ -118,7 +118,8 @@ def _method(support: Mapping[str, Any]) -> str:
     return name
 
 
-def _evaluated(run: Mapping[str, Any]) -> dict[str, Any]:
+def evaluated(run: Mapping[str, Any]) -> dict[str, Any]:
+    """Held-out results of a run before and after training; see ``results``."""
     found: dict[str, Any] = {}
     for when, ending in (("before", "_before"), ("after", "")):
         result = run[when]
@@ -133,7 +134,9 @@ def _numbers(values: list[float | None]) -> np.ndarray:
     return np.array([np.nan if value is None else value for value in values], dtype=float)
 
 
-def _end(values: np.ndarray) -> float:
+def end(run: Mapping[str, Any], key: str) -> float:
+    """Mean of a curve over the last tenth of the steps."""
+    values = _numbers(run["curves"][key])
     return float(np.nanmean(values[-_few(len(values)) :])) if np.isfinite(values).any() else float("nan")
 
 
@@ -168,6 +171,16 @@ def estimate(values: Any) -> Estimate:
         return Estimate(mean, -np.inf, np.inf, n)
     reach = float(student.ppf(0.975, n - 1) * values.std(ddof=1) / np.sqrt(n))
     return Estimate(mean, mean - reach, mean + reach, n)
+
+
+FEWEST = 3  # seeds behind a claim
+
+
+def outcome(found: Estimate) -> str:
+    """What a difference says: better, worse or not resolved; never a claim from fewer than ``FEWEST`` seeds."""
+    if found.seeds < FEWEST:
+        return "not resolved"
+    return "better" if found.low > 0 else "worse" if found.high < 0 else "not resolved"
 
 
 def spread(values: Any, draws: int = 2000) -> np.ndarray:

@@ -80,18 +80,16 @@ def _table(record: Record) -> str:
     """The numbers behind a figure of many rows, folded away."""
     if not record.table:
         return ""
-    head, *rows = [
-        "".join(f"<{kind}>{html.escape(cell)}</{kind}>" for cell in row) for kind, row in _kinds(record.table)
-    ]
-    body = "".join(f"<tr>{row}</tr>" for row in rows)
+    head, *rows = record.table
+    body = "".join(_row(row, "td") for row in rows)
     return (
         "<details><summary>All numbers as a table</summary><div class=scroll>"
-        f"<table class=dense><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div></details>"
+        f"<table class=dense><thead>{_row(head, 'th')}</thead><tbody>{body}</tbody></table></div></details>"
     )
 
 
-def _kinds(table: list[list[str]]) -> list[tuple[str, list[str]]]:
-    return [("td" if number else "th", row) for number, row in enumerate(table)]
+def _row(cells: list[str], kind: str) -> str:
+    return "<tr>" + "".join(f"<{kind}>{html.escape(cell)}</{kind}>" for cell in cells) + "</tr>"
 
 
 def _foot(found: Sequence[Record]) -> str:

@@ -165,6 +165,14 @@ def note(axes: Axes, x: float, y: float, text: str, **options: Any) -> None:
     axes.text(x, y, text, **{"fontsize": 8.5, "path_effects": halo, **options})
 
 
+def stripes(axes: Axes, rows: int) -> None:
+    """Shade every other of ``rows`` rows at y = 0, 1, ..., in place of a horizontal grid."""
+    for y in range(0, rows, 2):
+        axes.axhspan(y - 0.5, y + 0.5, color=subtle(), alpha=0.06, lw=0)
+    axes.grid(axis="y", visible=False)
+    axes.tick_params(axis="y", length=0)
+
+
 def legend_strip(figure: Figure, handles: Sequence[Any], *, columns: int = 8) -> None:
     """One legend for all panels, under the subtitle: it can never cover data. Needs a canvas with ``strip`` rows."""
     height = figure.get_size_inches()[1]

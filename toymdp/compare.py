@@ -179,6 +179,16 @@ def window(sweep: Frame, tolerance: float = 0.05, best: float | None = None) -> 
 GAIN = 0.02  # of the final value: less is no difference
 
 
+def resolved(ours: Any, theirs: Any, gain: float = GAIN) -> int:
+    """1 if a line of ``summarise`` ends above another by more than ``gain`` with its interval above it too.
+
+    -1 if it is below in the same sense, 0 if neither.
+    """
+    above = ours["final"] > theirs["final"] + gain and ours["low"] > theirs["final"]
+    below = ours["final"] < theirs["final"] - gain and ours["high"] < theirs["final"]
+    return int(above) - int(below)
+
+
 def knob_effect(rows: Frame, cell: str, method: str) -> tuple[int, int, int]:
     """(values of the knob that help, values tried, values that hurt): how much a method forgives a wrong value.
 
@@ -310,9 +320,12 @@ def compare(
     *,
     run: Run | None = None,
     n_jobs: int | None = None,
-    progress: bool = False,
+    progress: bool | Callable[[int, int], None] = False,
 ) -> Frame:
     """All cells times all methods; with a ``run``, finished pairs are kept in it and not computed again.
+
+    Args:
+        progress: True draws a bar; a function is called with (pairs done, pairs to do).
 
     Returns:
         Rows of ``tune_and_test`` with the columns ``cell`` (name of the setting) and ``method``.
@@ -323,12 +336,15 @@ def compare(
     fresh = Parallel(n_jobs=n_jobs, return_as="generator")(
         delayed(tune_and_test)(*pairs[pair], budget) for pair in todo
     )
-    for (setting, name), part in zip(tqdm(todo, desc="compare", disable=not progress), fresh, strict=True):
+    bar = tqdm(todo, desc="compare", disable=progress is not True)
+    for done, ((setting, name), part) in enumerate(zip(bar, fresh, strict=True), 1):
         assert part is not None, "joblib gives back every result"
         parts[setting, name] = part.assign(cell=setting, method=name)
         if run is not None:
             for row in parts[setting, name].to_dict("records"):
                 run.log(**row)
+        if callable(progress):
+            progress(done, len(todo))
     return pd.concat([parts[pair] for pair in pairs], ignore_index=True)
 
 
@@ -363,9 +379,10 @@ def _print(rows: Frame, scale: str) -> None:
         table.add_column(column)
     compared = set(rows["cell"][rows["method"] == "none"])
     for line in summarise(rows).to_dict("records"):
-        cell, method = line["cell"], line["method"]
-        knob = METHODS[method].strengths and cell in compared
-        helps, tried, hurts = knob_effect(rows, cell, method) if knob else (0, 0, 0)
+        cell, method, forgives = line["cell"], line["method"], ""
+        if METHODS[method].strengths and cell in compared:
+            helps, tried, hurts = knob_effect(rows, cell, method)
+            forgives = f"{helps} / {hurts} of {tried}"
         table.add_row(
             cell,
             METHODS[method].label,
@@ -376,7 +393,7 @@ def _print(rows: Frame, scale: str) -> None:
             f"{line['beats_none']:.2f}",
             f"{line['strength']:g}",
             f"{line['rate']:.3g}",
-            f"{helps} / {hurts} of {tried}" if knob else "",
+            forgives,
         )
     # A pipe has no width: 80 columns would cut the names.
     asked = os.environ.get("COLUMNS", "")

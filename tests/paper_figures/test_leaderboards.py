@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from aent import methods as published
-from paper_figures import f14_leaderboard, f15_ingredients, f16_llm_leaderboard
+from paper_figures import f14_leaderboard, f15_ingredients, f16_llm_leaderboard, records
 from paper_figures.scale import Scale
 from toymdp.methods import FIELD, METHODS
 
@@ -124,11 +124,11 @@ def record(tmp_path, monkeypatch, arms):
     runs = []
     for arm, scores in arms.items():
         for seed, score in enumerate(scores):
-            result = {"pass@1": {"mean": score}, "pass@8": {"mean": min(1.0, score + 0.2)}}
+            result = {"pass@1": {"mean": score}, "pass@8": {"mean": min(1.0, score + 0.2)}, "length": {"mean": 5.0}}
             curves = {"entropy/full": [1.0] * 10 + [0.25] * 10, "reward": [None, 0.3] * 10}
             runs.append(
                 {"stage": "leaderboard", "arm": arm, "seed": seed, "curves": curves, "step": list(range(20))}
-                | {"after": result, "before": {"pass@1": {"mean": 0.3}}, "entropy": {"method": arm}}
+                | {"after": result, "before": {**result, "pass@1": {"mean": 0.3}}, "entropy": {"method": arm}}
             )
     path = tmp_path / "methods.jsonl"
     path.write_text("".join(json.dumps(run) + "\n" for run in [{"provenance": {}}, *runs]))
@@ -144,8 +144,8 @@ def test_f16_pairs_seeds_and_takes_the_first_value_of_plain_grpo(tmp_path, monke
     gap = f16_llm_leaderboard.difference(df, "siren", 0.005)
     # differences .10, .10, .13: mean .11, deviation .01732, times 4.303 / sqrt 3 is .0430
     assert (gap.mean, gap.low, gap.high) == pytest.approx((0.11, 0.0670, 0.1530), abs=1e-4)
-    assert f16_llm_leaderboard.outcome(gap) == "better"
-    assert f16_llm_leaderboard.outcome(f16_llm_leaderboard.difference(df, "siren", 0.05)) == "not resolved"
+    assert records.outcome(gap) == "better"
+    assert records.outcome(f16_llm_leaderboard.difference(df, "siren", 0.05)) == "not resolved"
     assert df[(df.method == "siren") & df["first"]].value.unique().tolist() == [0.005]
     assert df.entropy.unique().tolist() == [0.25]  # the last tenth
 

@@ -269,7 +269,7 @@ def test_f11_compares_common_seeds_only(cut, tmp_path, monkeypatch):
     found = f11_llm_methods.difference(fewer, "clamp33", "none")
     assert found.seeds == 3
     assert found.mean == pytest.approx(0.3 + (noise[2:, 2] - noise[2:, 0]).mean())
-    assert f11_llm_methods.outcome(f11_llm_methods.difference(df[df.seed == 0], "clamp33", "none")) == "not resolved"
+    assert records.outcome(f11_llm_methods.difference(df[df.seed == 0], "clamp33", "none")) == "not resolved"
 
 
 def test_f11_two_seeds_resolve_nothing(cut, tmp_path, monkeypatch):
