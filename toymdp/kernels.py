@@ -181,6 +181,15 @@ def _cut(z, multiplicity, kept, anchor, density):
 
 
 @njit(**HELPER)
+def _close_kept(kept, weighted, d, places, out):
+    """LOG_KEPT and KEPT_ENTROPY from the sums of e^z and z e^z above a threshold at ``d``, and ``places`` at it."""
+    kept += places * _exp(d)
+    weighted += places * _exp(d) * d
+    out[LOG_KEPT] = math.log(kept)
+    out[KEPT_ENTROPY] = max(0.0, out[LOG_KEPT] - weighted / kept)
+
+
+@njit(**HELPER)
 def _row_statistics(z, odds, block_sums, multiplicity, threshold, places, clamped, out):
     """Fill ``odds`` = e^{z - shift}, its block sums and the row's statistics (entropies in nats).
 
@@ -214,11 +223,7 @@ def _row_statistics(z, odds, block_sums, multiplicity, threshold, places, clampe
     out[ENTROPY] = max(0.0, out[LOG_TOTAL] - weighted / total)
     out[THRESHOLD], out[SHIFT] = threshold, shift + out[LOG_TOTAL]
     if clamped:
-        d = threshold - shift
-        kept += places * _exp(d)
-        kept_weighted += places * _exp(d) * d
-        out[LOG_KEPT] = math.log(kept)
-        out[KEPT_ENTROPY] = max(0.0, out[LOG_KEPT] - kept_weighted / kept)
+        _close_kept(kept, kept_weighted, threshold - shift, places, out)
     else:
         out[LOG_KEPT], out[KEPT_ENTROPY] = out[LOG_TOTAL], out[ENTROPY]
     return shift
@@ -295,6 +300,26 @@ def _label(special, classes, a):
 
 
 @njit(**HELPER)
+def _respond(odds, block_sums, special, classes, transition, reward, uniforms, prompt, paid, states, tokens):
+    """One response from ``prompt``: fills its ``states`` and ``tokens``, returns ``paid`` plus its rewards."""
+    s, t = prompt, 0
+    while s >= 0:
+        a = _draw(odds[s], block_sums[s], uniforms[t, 0])
+        c = _label(special[s], classes[s], a)
+        states[t], tokens[t] = s, a
+        paid += reward[s, c]
+        rest, follow = uniforms[t, 1], -1
+        for n in range(s + 1, transition.shape[0]):
+            if rest < transition[s, c, n]:
+                follow = n
+                break
+            rest -= transition[s, c, n]
+        s = follow
+        t += 1
+    return paid
+
+
+@njit(**HELPER)
 def _sample(
     odds, block_sums, special, classes, start, transition, reward, noise_scale, uniforms, normals, group, paths
 ):
@@ -310,20 +335,10 @@ def _sample(
             continue
         first, mean, square = response, 0.0, 0.0
         for _ in range(group):
-            s, paid, t = prompt, noise_scale * normals[response], 0
-            while s >= 0:
-                a = _draw(odds[s], block_sums[s], uniforms[response, t, 0])
-                c = _label(special[s], classes[s], a)
-                states[response, t], tokens[response, t] = s, a
-                paid += reward[s, c]
-                rest, follow = uniforms[response, t, 1], -1
-                for n in range(s + 1, start.shape[0]):
-                    if rest < transition[s, c, n]:
-                        follow = n
-                        break
-                    rest -= transition[s, c, n]
-                s = follow
-                t += 1
+            paid = _respond(
+                odds, block_sums, special, classes, transition, reward, uniforms[response], prompt,
+                noise_scale * normals[response], states[response], tokens[response],
+            )  # fmt: skip
             advantages[response] = paid
             mean += paid / group
             response += 1

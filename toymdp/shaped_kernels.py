@@ -22,18 +22,17 @@ from toymdp.kernels import (
     ENTROPY,
     HELPER,
     KEPT_ENTROPY,
-    LOG_KEPT,
     LOG_TOTAL,
     OPTIONS,
     THRESHOLD,
     TIE_SHARE,
     _adam,
     _class_masses,
+    _close_kept,
     _cut,
-    _draw,
     _evaluate,
     _exp,
-    _label,
+    _respond,
     _row_gradient,
     _row_statistics,
     _sgd,
@@ -105,12 +104,8 @@ def _kept_statistics(z, odds, shift, threshold, places, out):
             k1 += inside * (block[a] - shift)
         kept += k0
         weighted += k1
-    d = threshold - shift
-    kept += places * _exp(d)
-    weighted += places * _exp(d) * d
     out[THRESHOLD] = threshold
-    out[LOG_KEPT] = math.log(kept)
-    out[KEPT_ENTROPY] = max(0.0, out[LOG_KEPT] - weighted / kept)
+    _close_kept(kept, weighted, threshold - shift, places, out)
 
 
 @njit(**HELPER)
@@ -214,25 +209,11 @@ def sample_runs(
             if start[prompt] <= 0.0:
                 continue
             for member in range(group):
-                s, paid, t = prompt, 0.0, 0
-                while s >= 0:
-                    u = uniforms[r, response, t, 0]
-                    if member >= group - tempered:
-                        a = _draw(hot[s], hot_sums[s], u)
-                    else:
-                        a = _draw(odds[r, s], block_sums[r, s], u)
-                    c = _label(special[i, s], classes[i, s], a)
-                    states[r, response, t], tokens[r, response, t] = s, a
-                    paid += reward[s, c]
-                    rest, follow = uniforms[r, response, t, 1], -1
-                    for n in range(s + 1, S):
-                        if rest < transition[s, c, n]:
-                            follow = n
-                            break
-                        rest -= transition[s, c, n]
-                    s = follow
-                    t += 1
-                returns[r, response] = paid
+                own, sums = (hot, hot_sums) if member >= group - tempered else (odds[r], block_sums[r])
+                returns[r, response] = _respond(
+                    own, sums, special[i], classes[i], transition, reward, uniforms[r, response], prompt, 0.0,
+                    states[r, response], tokens[r, response],
+                )  # fmt: skip
                 response += 1
 
 
