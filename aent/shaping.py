@@ -104,6 +104,11 @@ class Shaping:
         if not cls.__name__.startswith("_"):
             Shaping.registry[cls.__name__] = cls
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether this is GRPO with a bonus: what any trainer does without a rule."""
+        return type(self) is Shaping
+
     def __call__(self, tokens: Tokens, coefficient: Any) -> Weights:
         """Weights of every token; 0 where the mask is."""
         xp, zero = array_namespace(tokens.mask), array_namespace(tokens.mask).zeros_like(tokens.log_probs)

@@ -57,6 +57,11 @@ def spaced(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
     return np.zeros(size + kernels.SPACING // np.dtype(dtype).itemsize, dtype)[:size].reshape(shape)
 
 
+def per_run(values: Any, runs: int) -> np.ndarray:
+    """(R,) floats, always a writable copy: a read-only view is another type to numba, and another compilation."""
+    return np.array(np.broadcast_to(np.asarray(values, dtype=float), (runs,)))
+
+
 class Skeletons:
     """Labels of all distinct instances as lists of special tokens (class != 0), padded with -1."""
 

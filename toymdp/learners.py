@@ -34,7 +34,7 @@ from aent.controllers import Constant, Controller
 from aent.entropy import Full, Nucleus, Support, Tsallis, entropy, entropy_gradient
 from aent.shaping import Shaping
 from toymdp import kernels
-from toymdp.batch import History, Parameters, Randoms, Recorder, Skeletons, first_anchor, spaced
+from toymdp.batch import History, Parameters, Randoms, Recorder, Skeletons, first_anchor, per_run, spaced
 from toymdp.families import Instance
 from toymdp.mdp import TokenMDP, policy_gradient, softmax, value, visitation
 from toymdp.shaped import train_shaped
@@ -123,7 +123,7 @@ def train(
         chunk: Any = partial(train_shaped, rule=shaping)
     else:
         chunk = _unshaped(instances, learner, support, shaping, engine)
-    size = int(np.clip(CACHE_BYTES // _bytes_per_run(instances[0], learner, dtype), 1, runs))
+    size = int(np.clip(CACHE_BYTES // _bytesper_run(instances[0], learner, dtype), 1, runs))
     parts = [slice(begin, begin + size) for begin in range(0, runs, size)]
     histories = Parallel(n_jobs=n_jobs)(
         delayed(chunk)(
@@ -141,12 +141,12 @@ def train(
 
 def _is_shaped(learner: Learner, support: Support, shaping: Shaping) -> bool:
     """Whether the one-pass kernel does not know what is asked for."""
-    return type(shaping) is not Shaping or learner.updates > 1 or isinstance(support, Tsallis)
+    return not shaping.is_plain or learner.updates > 1 or isinstance(support, Tsallis)
 
 
 def _unshaped(instances: Sequence[Instance], learner: Learner, support: Support, shaping: Shaping, engine: str) -> Any:
     """The plain engine that can serve: fused for supports that keep tokens by count, else reference."""
-    if type(shaping) is not Shaping or learner.updates > 1:
+    if not shaping.is_plain or learner.updates > 1:
         raise ValueError("engine='reference' knows the plain rule and one update per group only: use engine='auto'")
     fused = engine == "fused" or (engine == "auto" and hasattr(support, "kept"))
     if fused and not hasattr(support, "kept"):
@@ -224,7 +224,7 @@ def _train_reference(
     state = controller.init()
     recorder = Recorder(learner, runs)
     for t in range(learner.steps + 1):
-        coefficient = _per_run(state.coefficient, runs)
+        coefficient = per_run(state.coefficient, runs)
         logits = np.stack([p.logits[0] for p in parameters])
         measures = np.array([_measure(instance.mdp, z, support) for instance, z in zip(instances, logits, strict=True)])
         recorder.record(t, *measures.T, coefficient)
@@ -264,12 +264,12 @@ def _train_fused(
     kept = float(support.kept(mdp.actions))
     anchor, density = first_anchor(z, mdp, skeletons.multiplicity, skeletons.instance, kept)
     randoms = Randoms(mdp, learner, seeds)
-    rate = _per_run(learner.learning_rate, runs)
+    rate = per_run(learner.learning_rate, runs)
     state = controller.init()
     recorder = Recorder(learner, runs)
     returned, full, measured = np.empty(runs), np.empty(runs), np.empty(runs)
     for t in range(learner.steps + 1):
-        coefficient = _per_run(state.coefficient, runs)
+        coefficient = per_run(state.coefficient, runs)
         uniforms, normals = randoms.at(t)
         last = t == learner.steps
         kernels.step_runs(
@@ -325,15 +325,10 @@ def _check_shaped(instances: Sequence[Instance], learner: Learner, support: Supp
         )
 
 
-def _bytes_per_run(instance: Instance, learner: Learner, dtype: Any) -> int:
+def _bytesper_run(instance: Instance, learner: Learner, dtype: Any) -> int:
     """What a run adds to a chunk. Log-linear runs count less: the more share a pass over the features, the better."""
     arrays = 0.5 if learner.parametrisation == "loglinear" else 3 if learner.optimiser == "adam" else 1
     return int(arrays * instance.prior.size * np.dtype(dtype).itemsize)
-
-
-def _per_run(values: Any, runs: int) -> np.ndarray:
-    """(R,) floats, always a writable copy: a read-only view is another type to numba, and another compilation."""
-    return np.array(np.broadcast_to(np.asarray(values, dtype=float), (runs,)))
 
 
 def _run_entry(values: Any, run: int) -> Any:

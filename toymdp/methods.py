@@ -54,7 +54,7 @@ class Method:
     @property
     def needs_samples(self) -> bool:
         """Whether the one-pass engines with exact gradients cannot serve it."""
-        return type(self.shaping) is not Shaping or isinstance(self.support, Tsallis)
+        return not self.shaping.is_plain or isinstance(self.support, Tsallis)
 
 
 def band(low: np.ndarray) -> Band:

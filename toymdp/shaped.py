@@ -21,7 +21,7 @@ from aent.controllers import Controller
 from aent.entropy import Full, Nucleus, Support, Tsallis, entropy_gradient
 from aent.shaping import Shaping, Tokens, Weights, tempered_members
 from toymdp import kernels, shaped_kernels
-from toymdp.batch import History, Parameters, Randoms, Recorder, Skeletons, first_anchor, spaced
+from toymdp.batch import History, Parameters, Randoms, Recorder, Skeletons, first_anchor, per_run, spaced
 from toymdp.families import Instance
 from toymdp.mdp import TokenMDP, softmax
 
@@ -74,7 +74,7 @@ def train_shaped(
     recorder = Recorder(learner, len(instances))
     phase: list[np.ndarray] = []
     for t in range(learner.steps + 1):
-        coefficient = np.array(np.broadcast_to(np.asarray(state.coefficient, dtype=float), (len(instances),)))
+        coefficient = per_run(state.coefficient, len(instances))
         runs.measure()
         recorder.record(t, runs.value, runs.entropy, runs.measured, coefficient)
         if t == learner.steps:
@@ -107,7 +107,7 @@ class _Runs:
         self.over, self.kept = _bonus_over(support, mdp.actions)
         self.skeletons = Skeletons(instances)
         self.parameters = Parameters(learner, instances, dtype, learner.learning_rate)
-        self.rate = np.array(np.broadcast_to(np.asarray(learner.learning_rate, dtype=float), (len(instances),)))
+        self.rate = per_run(learner.learning_rate, len(instances))
         self.z = self.parameters.logits
         count, states, actions = self.z.shape
         self.odds = spaced(self.z.shape, dtype)

@@ -122,7 +122,7 @@ def parts(name: str | None, support_: Any = None, controller_: Any = None, shapi
     shapes = chosen.shaping if shaping_ is None else shaping(shaping_)
     if chosen.trl and (controller_ is None or moves == Constant(0.0)) and (shaping_ is None or shapes == Shaping()):
         return Parts(over, Constant(0.0), Shaping(), chosen.trl)
-    if name is None and controller_ is None and type(shapes) is not Shaping:
+    if name is None and controller_ is None and not shapes.is_plain:
         raise ValueError(
             f"{type(shapes).__name__} has a coefficient, and none was given: set entropy_controller (a number, or a "
             "rule that moves it), or take a published method with entropy_method"
@@ -255,7 +255,7 @@ class AEntGRPOConfig(GRPOConfig):
 
     def _check_shaping(self, rule: Shaping) -> None:
         name = type(rule).__name__
-        if type(rule) is Shaping:
+        if rule.is_plain:
             if rule != Shaping():
                 raise ValueError(
                     f"entropy_shaping={rule}: without another rule the clip range is TRL's. Set epsilon={rule.low} and "

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from aent.controllers import Controller
+from aent.controllers import Controller, Switch
 from aent.entropy import Full, Support
 
 __all__ = ["SUMS", "Alarms", "metrics", "token_sums"]
@@ -87,8 +87,11 @@ def metrics(sums: list[float], *, coefficient: float, policy_sq: float, bounds: 
     return {key: value for key, value in found.items() if not math.isnan(value)}
 
 
-def band(controller: Controller) -> tuple[float, float] | None:
-    """The band [low, high] a controller aims at: a target is a band of no width; None for open-loop rules."""
+def band(controller: Controller, step: int = 0) -> tuple[float, float] | None:
+    """The band [low, high] a controller aims at in update ``step``; a target has no width; None for open-loop rules."""
+    if isinstance(controller, Switch):  # its band moves
+        low, high = controller.band(step)
+        return float(low), float(high)
     if hasattr(controller, "low"):
         return float(controller.low), float(controller.high)  # type: ignore[attr-defined]
     target = getattr(controller, "target", None)

@@ -28,7 +28,7 @@ __all__ = ["CONFIGS", "EvaluationConfig", "Experiment", "ModelConfig", "load_exp
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 PARTS = ("support", "controller", "shaping")
-EXPONENTS = ("learning_rate", "epsilon", "initial", "low", "high", "step_size", "minimum", "maximum", "coefficient")
+EXPONENTS = ("learning_rate", "epsilon")
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ class Experiment:
             "controller": {"trl": found.trl}
             if found.trl
             else self.entropy.get("controller", found.controller.to_dict()),
-            **({} if type(found.shaping).__name__ == "Shaping" else {"shaping": found.shaping.to_dict()}),
+            **({} if found.shaping.is_plain else {"shaping": found.shaping.to_dict()}),
             "controller warm-up (rollout phases)": self.entropy.get("warmup_steps", 0),
         }
 
@@ -213,10 +213,8 @@ def _numbers(value: Any) -> Any:
     return float(value) if isinstance(value, str) and re.fullmatch(r"[+-]?\d+(\.\d*)?e[+-]?\d+", value) else value
 
 
-def _as_meant(block: Any) -> Any:
+def _as_meant(block: dict[str, Any]) -> dict[str, Any]:
     """Undo two habits of YAML: ``1e-6`` (no dot) is text to it, and ``save_strategy: no`` is false."""
-    if not isinstance(block, dict):
-        return block
 
     def meant(key: str, value: Any) -> Any:
         if key in EXPONENTS and isinstance(value, str):

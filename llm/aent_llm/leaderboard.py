@@ -17,10 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import joblib
-
 from aent_llm.experiment import CONFIGS
-from aent_llm.study import record, run_arm
+from aent_llm.study import record, run_all
 
 __all__ = ["ARMS", "Setting", "main"]
 
@@ -134,17 +132,13 @@ def main(argv: list[str] | None = None) -> int:
         runs = record(options.folder, options.out, curves=("reward", "entropy/full"), per_problem=False)
         print(f"{runs} runs -> {options.out}")
         return 0
-    folder, extra = options.folder / "leaderboard", [f"--set={one}" for one in options.set]
-    jobs = [
-        joblib.delayed(run_arm)(ARMS[name][value], seed, folder, options.config, extra)
+    runs = [
+        (ARMS[name][value], seed)
         for value in range(options.values)
         for seed in options.seeds
         for name in options.methods or ARMS
     ]
-    print(f"{len(jobs)} runs into {folder}")
-    failed = sum(code != 0 for code in joblib.Parallel(n_jobs=options.jobs, verbose=10)(jobs))
-    print(f"{failed} failed; see the .log files" if failed else "all finished")
-    return 1 if failed else 0
+    return run_all(runs, options.folder / "leaderboard", options.config, options.set, options.jobs)
 
 
 if __name__ == "__main__":

@@ -53,7 +53,7 @@ class ShapedGRPOTrainer(GRPOTrainer):
     @property
     def is_shaped(self) -> bool:
         """Whether a rule, and not TRL's own loss, says what the policy gradient is."""
-        return type(self.shaping) is not Shaping
+        return not self.shaping.is_plain
 
     def _check_shaping(self) -> None:
         """Raises ValueError for what only the model and the arguments of the trainer can tell."""

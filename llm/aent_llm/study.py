@@ -120,6 +120,16 @@ def run_arm(arm: Any, seed: int, folder: Path, config: Path, extra: list[str]) -
     return done.returncode
 
 
+def run_all(runs: list[tuple[Any, int]], folder: Path, config: Path, overrides: list[str], n_jobs: int) -> int:
+    """Every (arm, seed), ``n_jobs`` at a time; the exit code: 1 if one failed."""
+    extra = [f"--set={one}" for one in overrides]
+    print(f"{len(runs)} runs into {folder}")
+    jobs = [joblib.delayed(run_arm)(arm, seed, folder, config, extra) for arm, seed in runs]
+    failed = sum(code != 0 for code in joblib.Parallel(n_jobs=n_jobs, verbose=10)(jobs))
+    print(f"{failed} failed; see the .log files" if failed else "all finished")
+    return 1 if failed else 0
+
+
 def record(folder: Path, out: Path, *, curves: Sequence[str] = CURVES, per_problem: bool = True) -> int:
     """One JSON line per finished run: setting, seed, curves, evaluations; the provenance of the first run, once.
 
@@ -171,12 +181,8 @@ def main(argv: list[str] | None = None) -> int:
     folder = options.folder / options.stage
     arms = sweep_arms() if options.stage == "sweep" else compare_arms(best_coefficients(options.folder / "sweep"))
     seeds = options.seeds or ([100, 101] if options.stage == "sweep" else [0, 1, 2, 3, 4])
-    extra = [f"--set={one}" for one in options.set]
-    jobs = [joblib.delayed(run_arm)(arm, seed, folder, options.config, extra) for seed in seeds for arm in arms]
-    print(f"{len(jobs)} runs into {folder}")
-    failed = sum(code != 0 for code in joblib.Parallel(n_jobs=options.jobs, verbose=10)(jobs))
-    print(f"{failed} failed; see the .log files" if failed else "all finished")
-    return 1 if failed else 0
+    runs = [(arm, seed) for seed in seeds for arm in arms]
+    return run_all(runs, folder, options.config, options.set, options.jobs)
 
 
 def _accuracies(folder: Path) -> list[float]:

@@ -27,7 +27,7 @@ from transformers import TrainerCallback
 from transformers.utils import logging
 from trl.trainer.utils import create_model_from_path
 
-from aent.controllers import State, Switch
+from aent.controllers import State
 from aent.entropy import Full, Tsallis
 from aent.shaping import Shaping
 from aent_llm import config as configs
@@ -192,8 +192,7 @@ class AEntGRPOTrainer(ShapedGRPOTrainer):
 
     def _log_entropy(self, sums: list[float], *, policy_sq: float, mode: str) -> None:
         coefficient = self.control_state.coefficient
-        moving = isinstance(self.controller, Switch)  # its band does
-        bounds = self.controller.band(self.control_state.step) if moving else band(self.controller)  # type: ignore
+        bounds = band(self.controller, self.control_state.step)
         found = metrics(sums, coefficient=coefficient, policy_sq=policy_sq, bounds=bounds)
         for name, value in found.items():
             self._metrics[mode][name].append(value)

@@ -20,7 +20,7 @@ from aent_llm import config as configs
 from aent_llm.config import AEntGRPOConfig
 
 TWICE = {"num_iterations": 2, "max_steps": 2}  # the second update is off policy
-SHAPED = [name for name, method in METHODS.items() if type(method.shaping) is not Shaping]
+SHAPED = [name for name, method in METHODS.items() if not method.shaping.is_plain]
 
 
 @pytest.fixture(scope="module")
