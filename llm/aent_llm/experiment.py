@@ -164,7 +164,7 @@ def _entropy(block: dict[str, Any]) -> dict[str, Any]:
     """The entropy block as it was meant; what no one sets stays away if a method or a rule is there to fill it."""
     from aent_llm.config import parts
 
-    _known(block, ("method", *PARTS, "warmup_steps", "diagnostics", "tile_bytes"), "entropy")
+    _known(block, ("method", *PARTS, "warmup_steps", "diagnostics", "tile_bytes", "engine"), "entropy")
     given = {name: _numbers(block[name]) for name in PARTS if block.get(name) is not None}
     if block.get("method") is None:
         given = {"support": "full", **({} if "shaping" in given else {"controller": 0.0}), **given}

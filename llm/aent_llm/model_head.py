@@ -21,7 +21,7 @@ from torch.distributed.tensor import DTensor
 from trl.trainer.utils import FusedCausalLMOutput, maybe_gather_lm_head_ctx
 
 from aent.entropy import Support
-from aent_llm.entropy_head import fused_entropy_head
+from aent_llm.entropy_head import Engine, fused_entropy_head
 
 __all__ = ["EntropyOutput", "add_entropy_head", "check_scalable"]
 
@@ -53,6 +53,7 @@ def add_entropy_head(
     support: Support | None,
     cast_lm_head_to_fp32: bool = False,
     tile_bytes: int | None = None,
+    engine: Engine = "auto",
 ) -> None:
     """Give ``model`` (a ``PreTrainedModel``) the entropy head in place of TRL's, which must have been added before.
 
@@ -67,6 +68,7 @@ def add_entropy_head(
         temperature: of sampling; logits are divided by it.
         support: the rule of the clamped entropy; ``None`` if ``entropy_statistics`` will never be asked for.
         cast_lm_head_to_fp32: project in float32, outside autocast.
+        tile_bytes, engine: as ``fused_entropy_head`` takes them.
 
     Raises:
         ValueError: a PEFT or distributed wrapper, or a model that TRL has not given its head.
@@ -85,6 +87,7 @@ def add_entropy_head(
         softcap=getattr(model.config.get_text_config(), "final_logit_softcapping", None),
         in_float32=cast_lm_head_to_fp32,
         tile_bytes=tile_bytes,
+        engine=engine,
     )
 
     @functools.wraps(type(model).forward)  # `generate` validates its arguments against this signature
@@ -135,6 +138,7 @@ class _ModelHead(NamedTuple):
     softcap: float | None
     in_float32: bool
     tile_bytes: int | None
+    engine: Engine
 
     def __call__(
         self,
@@ -194,6 +198,7 @@ class _ModelHead(NamedTuple):
                 softcap=self.softcap,
                 diagnostics=diagnostics,
                 tile_bytes=self.tile_bytes,
+                engine=self.engine,
             )
         return {name: _spread(values, mask) for name, values in output._asdict().items()}, mask
 

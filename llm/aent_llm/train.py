@@ -15,6 +15,7 @@ import contextlib
 import ctypes
 import itertools
 import json
+import logging
 import os
 import time
 from pathlib import Path
@@ -77,6 +78,8 @@ def train(experiment: Experiment, output: Path, *, resume: bool = False) -> int:
     args = experiment.training_arguments(output)
     model = load_model(experiment, parts.source)
     main_process = int(os.environ.get("RANK", 0)) == 0
+    if main_process:
+        _show_log()
     run = _open_run(experiment, output, args.seed, resume) if main_process else None
     trainer = make_trainer(experiment, model, args, parts, run)
     before = _evaluated(trainer, experiment, parts, output / "before.json")
@@ -98,6 +101,21 @@ def keep_freed_memory() -> None:
         mallopt = ctypes.CDLL("libc.so.6").mallopt
         for parameter, value in ((-4, 0), (-1, 2**31 - 1), (-2, 2**26)):  # M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD
             mallopt(parameter, value)
+
+
+class _AboveTheBar(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        from tqdm import tqdm
+
+        tqdm.write(self.format(record))
+
+
+def _show_log() -> None:
+    """Print what this package logs, such as which engine computes the head."""
+    logger = logging.getLogger("aent_llm")
+    logger.setLevel(logging.INFO)
+    if not logger.handlers:
+        logger.addHandler(_AboveTheBar())
 
 
 # ------------------------------------------------------------------------------------------------------------- parts

@@ -86,6 +86,7 @@ class AEntGRPOTrainer(ShapedGRPOTrainer):
             support=self.support,
             cast_lm_head_to_fp32=args.cast_lm_head_to_fp32,
             tile_bytes=args.entropy_tile_bytes,
+            engine=args.entropy_engine,
         )
         if self.use_vllm:
             sampler.mend_sync(self.vllm_generation)

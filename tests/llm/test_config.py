@@ -70,6 +70,7 @@ def test_a_number_is_a_constant_coefficient() -> None:
         ("entropy_method", "clip-cof", "did you mean 'clip-cov'"),
         ("entropy_warmup_steps", -1, ">= 0"),
         ("sampler_tolerance", 0.0, "positive gap"),
+        ("entropy_engine", "cuda", "expected one of auto, triton, torch"),
         ("entropy_coef", 0.01, "there would be two"),
         ("use_adaptive_entropy", True, "there would be two"),
         ("save_total_limit", 1, "Use 2 or more"),

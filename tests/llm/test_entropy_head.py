@@ -427,12 +427,6 @@ def test_the_counter_sees_dense_logits() -> None:
     assert counter.peak >= 3 * 4001 * 512 * 4
 
 
-def test_benchmark_prints_a_table(capsys: pytest.CaptureFixture[str]) -> None:
-    bench.main(["--vocab", "50", "--hidden", "4", "--tokens", "6", "--rounds", "1"])
-    table = capsys.readouterr().out
-    assert all(name in table for name in bench.CONTENDERS)
-
-
 # ----------------------------------------------------------------------------------------------------- inside a model
 
 TINY = {

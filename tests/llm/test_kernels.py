@@ -15,12 +15,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from trl.trainer.utils import add_fused_lm_head
 
+import small
 from aent.entropy import DropLowest, Full, Nucleus, Support, TopK, Tsallis, entropy, entropy_gradient, support_weights
 from aent_llm import entropy_head, head_torch, head_triton
 from aent_llm.entropy_head import HeadOutput, fused_entropy_head
 from aent_llm.head_parts import Settings
 from aent_llm.head_triton import why_not
+from aent_llm.model_head import add_entropy_head
 
 kernels = pytest.importorskip("aent_llm.kernels")  # Triton has no wheel for this platform
 
@@ -324,6 +327,25 @@ def test_masks_and_no_token_at_all() -> None:
     empty: Any = fused_entropy_head(hidden[:0], weight, bias, targets[:0], support=TopK(2), engine="triton")
     empty.log_probs.sum().backward()
     assert not weight.grad.any()
+
+
+def test_a_model_runs_on_the_engine_it_was_given() -> None:
+    """The same model and batch on both: the fields a trainer reads, and every parameter's gradient."""
+    fields: dict[str, Any] = {}
+    for engine in ("torch", "triton"):
+        model = small.model().to(DEVICE)
+        add_fused_lm_head(model)
+        add_entropy_head(model, temperature=0.8, support=TopK(9), engine=engine)
+        ids = torch.randint(3, 60, (2, 7), generator=torch.Generator().manual_seed(0)).to(DEVICE)
+        output = model(input_ids=ids, labels=ids, fused_lm_head=True, entropy_diagnostics=True)
+        (output.log_probs + output.clamped_entropy).sum().backward()
+        grads = {name: weight.grad for name, weight in model.named_parameters()}
+        fields[engine] = {"H": output.entropy, "H~": output.clamped_entropy, "dot": output.grad_dot, **grads}
+    assert fields["torch"].keys() == fields["triton"].keys()
+    for name, want in fields["torch"].items():
+        torch.testing.assert_close(
+            fields["triton"][name], want, atol=1e-5, rtol=1e-4, msg=lambda m, name=name: f"{name}: {m}"
+        )
 
 
 @pytest.mark.skipif(DEVICE == "cpu", reason="compares what the GPU's matrix products round")
