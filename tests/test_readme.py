@@ -104,6 +104,8 @@ def accept(line: str) -> None:
             "aent_llm": _accept_llm,
             "aent_llm.bench": _accept_flags,
             "aent_llm.bench_step": _accept_flags,
+            "aent_llm.bench_gpu": _accept_flags,
+            "aent_llm.kernel_code": _accept_flags,
             "aent_llm.study": _accept_flags,
             "aent_llm.leaderboard": _accept_flags,
         }[words[1]](words[1], words[2:])

@@ -1,7 +1,7 @@
 """Seconds of an optimiser step with and without the entropy block.
 
     python -m aent_llm.bench_step [--rounds 9]
-    python -m aent_llm.bench_step --random-model --device cuda    # 12 layers of 768, 151,936 tokens
+    python -m aent_llm.bench_step --random-model --device cuda    # 230 million weights, 151,936 tokens
 
 One process, one set of rollouts; the contenders take turns on it: loss, backward pass, what the block does after, and
 the optimiser. The rollout (generation and rewards) is timed apart, because it is the same for all. "No entropy block"

@@ -1,4 +1,4 @@
-"""The fused head on Triton kernels: matrix products by cuBLAS, everything else in one pass or two over a tile.
+"""The fused head on Triton kernels: matrix products by cuBLAS, everything else by ``kernels.py`` on a tile.
 
 The forward pass makes whole rows, because a cut needs them; the backward pass knows the cut and makes only a piece of
 the vocabulary at a time, so that its tiles stay small and each is multiplied into float32 sums only once. Both multiply

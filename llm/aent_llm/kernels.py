@@ -94,26 +94,27 @@ def row_sums(
     """
     rows, vocabulary = raw.shape
     rule, wanted, ranks, least = _search(support, vocabulary, geometry)
-    _row_sums[(rows,)](
-        raw,
-        raw.stride(0),
-        vocabulary,
-        *transform.in_bits(),
-        targets,
-        sums,
-        sums.stride(0),
-        wanted,
-        *ranks,
-        least,
-        RULE=rule,
-        SAMPLE=geometry.sample if ranks[0] else 0,
-        DIAGNOSTICS=diagnostics,
-        SOFTCAP=transform.softcap is not None,
-        BITS=8 * raw.element_size(),
-        TOP=_INFINITY[raw.dtype],
-        BLOCK=min(geometry.block, max(8, triton.next_power_of_2(vocabulary))),
-        num_warps=geometry.warps,
-    )
+    with torch.cuda.device_of(raw):  # Triton launches on the current device
+        _row_sums[(rows,)](
+            raw,
+            raw.stride(0),
+            vocabulary,
+            *transform.in_bits(),
+            targets,
+            sums,
+            sums.stride(0),
+            wanted,
+            *ranks,
+            least,
+            RULE=rule,
+            SAMPLE=geometry.sample if ranks[0] else 0,
+            DIAGNOSTICS=diagnostics,
+            SOFTCAP=transform.softcap is not None,
+            BITS=8 * raw.element_size(),
+            TOP=_INFINITY[raw.dtype],
+            BLOCK=min(geometry.block, max(8, triton.next_power_of_2(vocabulary))),
+            num_warps=geometry.warps,
+        )
 
 
 def _search(support: Support | None, vocabulary: int, geometry: Geometry) -> tuple[int, float, tuple[int, int], float]:
@@ -151,18 +152,19 @@ def gradient_tile_(
     """
     rows, columns = raw.shape
     block = min(geometry.block, triton.next_power_of_2(columns))
-    _gradient[(rows, triton.cdiv(columns, block))](
-        raw,
-        raw.stride(0),
-        columns,
-        *transform.in_bits(),
-        targets,
-        coefficients,
-        first,
-        SOFTCAP=transform.softcap is not None,
-        BLOCK=block,
-        num_warps=geometry.warps,
-    )
+    with torch.cuda.device_of(raw):
+        _gradient[(rows, triton.cdiv(columns, block))](
+            raw,
+            raw.stride(0),
+            columns,
+            *transform.in_bits(),
+            targets,
+            coefficients,
+            first,
+            SOFTCAP=transform.softcap is not None,
+            BLOCK=block,
+            num_warps=geometry.warps,
+        )
 
 
 # ------------------------------------------------------------------------------------------------------------- numbers

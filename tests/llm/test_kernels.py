@@ -428,6 +428,27 @@ def test_a_gpu_that_can_gets_the_kernels_and_one_that_cannot_does_not(
     assert why_not(cuda, asked(), 100) == "Triton is not installed"
 
 
+def test_without_triton_everything_else_imports_and_runs() -> None:
+    code = """
+import sys
+sys.modules["triton"] = None
+import torch
+from aent.entropy import TopK
+from aent_llm import bench, bench_gpu, bench_step, entropy_head, head_triton, kernel_code, trainer
+output = entropy_head.fused_entropy_head(torch.eye(2), torch.eye(2), None, torch.tensor([0, 1]), support=TopK(1))
+assert output.clamped_entropy.tolist() == [0.0, 0.0]
+try:
+    entropy_head.fused_entropy_head(
+        torch.eye(2), torch.eye(2), None, torch.tensor([0, 1]), support=TopK(1), engine="triton"
+    )
+except ValueError as error:
+    print(error)
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert "Triton is not installed" in result.stdout
+
+
 def test_a_cpu_runs_torch_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
     entropy_head._announce.cache_clear()
     with caplog.at_level(logging.INFO, "aent_llm"):
