@@ -4,8 +4,8 @@
 
 One process, one card, the contenders take turns. The floor is the matrix products alone, plus the passes over the
 logits at the bandwidth that a copy on this card reaches. Below the tables: the kernels by themselves, in several
-geometries, and whether the targets are met. About six minutes on an H200 by estimate; with the optimiser step that
-``make bench-gpu`` runs after it, under ten.
+geometries, and whether the targets are met. With the optimiser step that ``make bench-gpu`` runs after it, it is meant
+to fit ten minutes; the published clamp, which keeps a CPU busy for most of them, runs once.
 
 Left out: correctness (``make test-gpu``), an optimiser step (``bench_step.py``).
 

@@ -85,7 +85,7 @@ def _statistics(sums: dict[str, Tensor], settings: Settings) -> dict[str, Tensor
     log_total, nothing = sums["total"].log(), 0 * peak  # NaN in a row that is not one of logits
     log_probs = (sums["target"] - log_total).where(sums["target"] + peak > -NOT_A_LOGIT, -math.inf)
     rows = {"log_probs": log_probs + nothing, "entropy": (log_total - sums["mean"]).clamp_min(0) + nothing}
-    rows |= {"peak": peak, "total": log_total, "reads": sums["reads"]}
+    rows |= {"peak": peak, "total": log_total}
     if settings.support is not None:
         dropped = sums["dropped_total"] / sums["total"]
         by_kept = (sums["kept_total"] / sums["total"]).log()

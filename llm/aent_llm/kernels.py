@@ -1,12 +1,13 @@
 """Triton kernels of the fused head: a tile of logits into sums per row, and into its own gradient.
 
-``row_sums`` finds the exact cut of a rule by counting: a read of the row counts the tokens above seven pivots, and the
-cut lies between the last pivot that keeps enough and the first that does not. Pivots are integers in the order of the
-floats, so that the search ends at one logit and its ties however they are spread: after 6 reads of bfloat16 (16 bits),
-11 of float32, or two more where the first ones space the pivots evenly in value. A rule by count needs fewer: its first
-pivots come from a sample of the row and are counted by the read that finds the maximum and the total, so that bfloat16
-logits as a language model has them take three reads in all: those, one more count, the sums over the kept tokens.
-``gradient_tile_`` is one read and one write. TRL's full-entropy head takes one read, and one read and one write.
+``row_sums`` finds the exact cut of a rule by radix search: a read of the row counts the tokens at or above seven
+pivots, which is three bits of the answer, and the cut lies between the last pivot that keeps enough and the first that
+does not. Pivots are integers in the order of the floats, so that the search ends at one logit and its ties however they
+are spread, after at most 6 such reads of bfloat16 and 11 of float32; three more space the pivots evenly in value, while
+they are far apart. A rule by count needs fewer: its first pivots come from a sample of the row and are counted by the
+read that finds the maximum and the total, so that bfloat16 logits as a language model has them take three reads in all:
+that one, one more count, the sums over the kept tokens. ``gradient_tile_`` is one read and one write. TRL's
+full-entropy head takes one read, and one read and one write.
 
 Inside a read nothing is summed across threads: every group of 8 tokens keeps sums of its own until the row ends.
 
@@ -173,6 +174,10 @@ _FAR = tl.constexpr(-1e4)  # a gap whose exponential is 0, small enough to squar
 _NONE = tl.constexpr(-3e38)  # below every logit, and finite: no difference of infinities
 _LOG2 = tl.constexpr(math.log(2))
 _PIVOTS = tl.constexpr(7)
+(
+    _PEAK, _TOTAL, _MEAN, _TARGET, _THRESHOLD, _SHARE, _KEPT, _KEPT_TOTAL, _KEPT_MEAN, _DROPPED_TOTAL,
+    _PROB_SQ, _FULL_GRAD_SQ, _CLAMPED_GRAD_SQ, _GRAD_DOT, _READS,
+) = map(tl.constexpr, range(len(ROW_SUMS)))  # fmt: skip
 
 
 @triton.jit
@@ -262,10 +267,10 @@ def _row_sums(
         pivots = _pivots(_ranked(keys, rank_low, TOP), _ranked(keys, rank_high, TOP), True, raw_, BITS, TOP)
     peak, total, mean, found = _first_read(raw_, vocabulary, a, c, pivots, SAMPLE > 0, SOFTCAP, BITS, BLOCK)
     target = _scaled(tl.load(raw_ + tl.load(targets_ + row)), a, c, SOFTCAP)
-    tl.store(sums_, peak * _LOG2)
-    tl.store(sums_ + sums_stride, total)
-    tl.store(sums_ + 2 * sums_stride, mean * _LOG2)
-    tl.store(sums_ + 3 * sums_stride, (target - peak) * _LOG2)
+    tl.store(sums_ + _PEAK * sums_stride, peak * _LOG2)
+    tl.store(sums_ + _TOTAL * sums_stride, total)
+    tl.store(sums_ + _MEAN * sums_stride, mean * _LOG2)
+    tl.store(sums_ + _TARGET * sums_stride, (target - peak) * _LOG2)
 
     reads, threshold = tl.full((), 1.0, tl.float32), tl.full((), float("-inf"), tl.float32)
     if RULE != 0:
@@ -288,7 +293,7 @@ def _row_sums(
             RULE, DIAGNOSTICS, SOFTCAP, BLOCK,
         )  # fmt: skip
         reads += 1
-    tl.store(sums_ + 14 * sums_stride, reads)
+    tl.store(sums_ + _READS * sums_stride, reads)
 
 
 @triton.jit
@@ -440,8 +445,8 @@ def _last_read(
             kept_1 += tl.sum(above * above_slope, axis=1)
             kept_2 += tl.sum(above_slope * above_slope, axis=1)
     if DIAGNOSTICS:
-        tl.store(sums_ + 10 * sums_stride, tl.sum(square, axis=0) / (total * total))
-        tl.store(sums_ + 11 * sums_stride, tl.sum(slope_sq, axis=0) / (total * total) * (_LOG2 * _LOG2))
+        tl.store(sums_ + _PROB_SQ * sums_stride, tl.sum(square, axis=0) / (total * total))
+        tl.store(sums_ + _FULL_GRAD_SQ * sums_stride, tl.sum(slope_sq, axis=0) / (total * total) * (_LOG2 * _LOG2))
     if RULE != 0:
         at_cut = _gap(_scaled(threshold, a, c, SOFTCAP), peak)
         e_cut, number, equal = tl.exp2(at_cut), tl.sum(number, axis=0), tl.sum(equal, axis=0)
@@ -453,12 +458,12 @@ def _last_read(
         share = tl.where(equal > 0, places / tl.maximum(equal, 1.0), 1.0)
         kept = tl.sum(kept_total, axis=0) + places * e_cut
         kept_mean = (tl.sum(kept_moment, axis=0) + places * e_cut * at_cut) / kept
-        tl.store(sums_ + 4 * sums_stride, threshold)
-        tl.store(sums_ + 5 * sums_stride, share)
-        tl.store(sums_ + 6 * sums_stride, number + places)
-        tl.store(sums_ + 7 * sums_stride, kept)
-        tl.store(sums_ + 8 * sums_stride, kept_mean * _LOG2)
-        tl.store(sums_ + 9 * sums_stride, tl.sum(dropped_total, axis=0) + (equal - places) * e_cut)
+        tl.store(sums_ + _THRESHOLD * sums_stride, threshold)
+        tl.store(sums_ + _SHARE * sums_stride, share)
+        tl.store(sums_ + _KEPT * sums_stride, number + places)
+        tl.store(sums_ + _KEPT_TOTAL * sums_stride, kept)
+        tl.store(sums_ + _KEPT_MEAN * sums_stride, kept_mean * _LOG2)
+        tl.store(sums_ + _DROPPED_TOTAL * sums_stride, tl.sum(dropped_total, axis=0) + (equal - places) * e_cut)
         if DIAGNOSTICS:
             cut_slope, shift = e_cut * (at_cut - mean), mean - kept_mean  # gap - kept_mean = (gap - mean) + shift
             zeroth = tl.sum(kept_0, axis=0) + places * e_cut * e_cut
@@ -466,8 +471,8 @@ def _last_read(
             second = tl.sum(kept_2, axis=0) + places * cut_slope * cut_slope
             surplus = places * (1 - share) * (cut_slope + shift * e_cut) * (cut_slope + shift * e_cut)  # they weigh w^2
             squares = tl.maximum(second + 2 * shift * first + shift * shift * zeroth - surplus, 0.0)
-            tl.store(sums_ + 12 * sums_stride, squares / (kept * kept) * (_LOG2 * _LOG2))
-            tl.store(sums_ + 13 * sums_stride, (second + shift * first) / (total * kept) * (_LOG2 * _LOG2))
+            tl.store(sums_ + _CLAMPED_GRAD_SQ * sums_stride, squares / (kept * kept) * (_LOG2 * _LOG2))
+            tl.store(sums_ + _GRAD_DOT * sums_stride, (second + shift * first) / (total * kept) * (_LOG2 * _LOG2))
 
 
 # ----------------------------------------------------------------------------------------------------------- gradient

@@ -174,7 +174,7 @@ def test_any_row_is_cut_exactly(row: list[float], support: Any, dtype: torch.dty
     assert_close(weights_of(raw, sums) * finite, weights * finite, "weights", atol=1e-6)
     assert (sums["kept"] == support.kept(len(row))).all()
     assert_close(sums["kept_total"].log() - sums["kept_mean"], entropy(raw.double(), support=support), "H~", atol=1e-5)
-    assert (sums["reads"] <= (10 if dtype.itemsize == 2 else 16)).all()
+    assert (sums["reads"] <= (11 if dtype.itemsize == 2 else 16)).all()  # 1 + 3 by value + 6 or 11 by key + 1
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
