@@ -40,7 +40,7 @@ bench-gpu: .venv/.dev  ## on one GPU, under 10 minutes: the fused head against i
 	$(BIN)/python -m aent_llm.bench_step --random-model --device cuda --rounds 5
 
 test-gpu: .venv/.dev  ## on a GPU: the kernels compiled, in float32 and bfloat16, against their definition
-	$(BIN)/python -m pytest -n 4 tests/llm/test_kernels.py tests/llm/test_bench.py
+	$(BIN)/python -m pytest -n 4 tests/llm/test_kernels.py tests/llm/test_bench_head.py
 
 test-slow: .venv/.dev .venv/.$(VLLM)  ## the tests that take minutes (vLLM too), all others on fresh random examples
 	$(BIN)/python -m pytest -n auto -m 'not extra' --hypothesis-profile=explore
