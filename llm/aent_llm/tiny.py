@@ -362,20 +362,21 @@ def build(
 
 
 def _whole(folder: Path, content: str) -> bool:
-    files = all((folder / name).is_file() for name in COMPLETE)
-    return files and (folder / "spec.json").read_text() == content
+    with contextlib.suppress(FileNotFoundError):  # another process may be moving it out of the way
+        return all((folder / name).is_file() for name in COMPLETE) and (folder / "spec.json").read_text() == content
+    return False
 
 
 def _publish(building: Path, target: Path, content: str) -> None:
     """Rename into place; a whole folder that came first wins, a damaged one is moved out of the way."""
     while not _whole(target, content):
-        if target.exists():
-            damaged = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-            with contextlib.suppress(OSError):  # another process moved it first
-                target.rename(damaged / "damaged")
-            shutil.rmtree(damaged, ignore_errors=True)
         try:
             building.rename(target)
-        except OSError:  # another process put its folder there in between: look again
+        except OSError:  # something is there: look again whether it has become whole, before calling it damaged
             if not target.exists():
                 raise
+            if not _whole(target, content):
+                damaged = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+                with contextlib.suppress(OSError):  # another process moved it first
+                    target.rename(damaged / "damaged")
+                shutil.rmtree(damaged, ignore_errors=True)
