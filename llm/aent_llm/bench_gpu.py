@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import shutil
 import statistics
 import subprocess
 import time
@@ -211,9 +212,10 @@ def _header(device: str) -> float:
     if device == "cuda":
         import triton
 
-        query = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"]
-        print(f", triton {triton.__version__}, CUDA {torch.version.cuda}")
-        print(subprocess.run(query, capture_output=True, text=True).stdout.strip())
+        print(f", triton {triton.__version__}, CUDA {torch.version.cuda}\n{torch.cuda.get_device_name()}", end="")
+        if shutil.which("nvidia-smi"):
+            query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+            print(", driver", subprocess.run(query, capture_output=True, text=True).stdout.strip(), end="")
     print(f"\nbandwidth of a copy, read and written: {bandwidth / 1e9:,.0f} GB/s")
     return bandwidth
 

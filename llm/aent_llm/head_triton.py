@@ -1,8 +1,8 @@
 """The fused head on Triton kernels: matrix products by cuBLAS, everything else by ``kernels.py`` on a tile.
 
-The forward pass makes whole rows, because a cut needs them; the backward pass knows the cut and makes only a piece of
-the vocabulary at a time, so that its tiles stay small and each is multiplied into float32 sums only once. Both multiply
-the same pieces: a product of another shape could round a logit to the other side of the cut.
+The forward pass makes whole rows, because a cut needs them; the backward pass knows the cut and makes a piece of the
+vocabulary at a time: small tiles of many rows, since every tile is added to the float32 gradient of the weight. Both
+multiply the same pieces: a product of another shape could round a logit to the other side of the cut.
 
 Left out: float64, rules of one's own, Tsallis' entropy (``head_torch.py`` has them).
 
