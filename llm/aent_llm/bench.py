@@ -21,6 +21,7 @@ import statistics
 import time
 import weakref
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -31,9 +32,11 @@ from trl.kernels.chunked_logprob import ChunkedLogProbFunction
 
 from aent.entropy import DropLowest, Nucleus, Support, TopK, entropy
 from aent_llm.entropy_head import DEFAULT_TILE_BYTES, Engine, fused_entropy_head
+from aent_llm.head_parts import add_product
 
 __all__ = [
-    "Case", "Loss", "PeakBytes", "compare", "dense", "fused", "main", "matrix_products", "published_clamp", "trl_head",
+    "Case", "Loss", "Peak", "PeakBytes", "compare", "dense", "fused", "main", "matrix_products", "now",
+    "published_clamp", "timed", "trl_head",
 ]  # fmt: skip
 
 CASES = ((16_384, 64, 2_048), (151_936, 896, 256))  # (V, D, N): the embedded model's head, and Qwen2.5's
@@ -74,6 +77,43 @@ def _address(tensor: Tensor) -> int:
     return tensor.untyped_storage()._cdata
 
 
+class Peak:
+    """Most bytes alive beyond those before it: counted tensors on a CPU, the allocator's figure on CUDA."""
+
+    def __init__(self, device: str) -> None:
+        self.counter = None if device == "cuda" else PeakBytes()
+
+    def __enter__(self) -> Peak:
+        if self.counter is None:
+            torch.cuda.reset_peak_memory_stats()
+            self.before = torch.cuda.memory_allocated()
+        else:
+            self.counter.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        if self.counter is not None:
+            self.counter.__exit__(*error)
+
+    def bytes(self) -> float:
+        """So far."""
+        return torch.cuda.max_memory_allocated() - self.before if self.counter is None else self.counter.peak
+
+
+def now() -> float:
+    """Seconds, once all work handed to a GPU is done."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def timed(run: Callable[[], object]) -> float:
+    """Seconds of one call."""
+    start = now()
+    run()
+    return now() - start
+
+
 class Case(NamedTuple):
     """Inputs of one comparison. Logits have a spread of about 3 nats, as a language model's have."""
 
@@ -89,6 +129,10 @@ class Case(NamedTuple):
         weight = torch.randn(vocabulary, width, generator=generator, device=device) * (3 / width**0.5)
         targets = torch.randint(vocabulary, (tokens,), generator=generator, device=device)
         return cls(hidden.to(dtype).requires_grad_(), weight.to(dtype).requires_grad_(), targets)
+
+    def forget_gradients(self) -> None:
+        """Of the contender before."""
+        self.hidden.grad = self.weight.grad = None
 
 
 Loss = Callable[[Case], Tensor]
@@ -171,10 +215,7 @@ def matrix_products(case: Case, *, forward: bool = True, backward: bool = True) 
         for some, gradient in zip(hidden.split(rows), of_hidden.split(rows), strict=True):
             logits = torch.mm(some, weight.t(), out=tile[: len(some)])
             torch.mm(logits, weight, out=gradient)
-            if wide:
-                torch.addmm(of_weight, logits.t(), some, out_dtype=torch.float32, out=of_weight)
-            else:
-                of_weight.addmm_(logits.t(), some)
+            add_product(of_weight, logits.t(), some)
 
 
 def _both(loss: Loss) -> Callable[[Case], None]:
@@ -201,38 +242,15 @@ def compare(case: Case, *, rounds: int) -> dict[str, tuple[float, float]]:
     seconds: dict[str, list[float]] = {name: [] for name in CONTENDERS}
     for _ in range(rounds):
         for name, run in CONTENDERS.items():
-            seconds[name].append(_seconds(run, case))
-    return {name: (statistics.median(seconds[name]), _peak(run, case)) for name, run in CONTENDERS.items()}
-
-
-def _forget_gradients(case: Case) -> None:
-    case.hidden.grad = case.weight.grad = None
-
-
-def _seconds(run: Callable[[Case], None], case: Case) -> float:
-    _forget_gradients(case)
-    _wait(case)
-    start = time.perf_counter()
-    run(case)
-    _wait(case)
-    return time.perf_counter() - start
-
-
-def _wait(case: Case) -> None:
-    if case.hidden.device.type == "cuda":
-        torch.cuda.synchronize()
-
-
-def _peak(run: Callable[[Case], None], case: Case) -> float:
-    _forget_gradients(case)
-    if case.hidden.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        run(case)
-        return torch.cuda.max_memory_allocated() - before
-    with PeakBytes() as counter:
-        run(case)
-    return counter.peak
+            case.forget_gradients()
+            seconds[name].append(timed(partial(run, case)))
+    results = {}
+    for name, run in CONTENDERS.items():
+        case.forget_gradients()
+        with Peak(case.hidden.device.type) as peak:
+            run(case)
+            results[name] = statistics.median(seconds[name]), peak.bytes()
+    return results
 
 
 def _table(results: dict[str, tuple[float, float]]) -> str:

@@ -19,14 +19,15 @@ import math
 import shutil
 import statistics
 import subprocess
-import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import NamedTuple
 
 import torch
 
 from aent.entropy import DropLowest, TopK
-from aent_llm.bench import Case, Loss, PeakBytes, dense, fused, matrix_products, published_clamp, trl_head
+from aent_llm.bench import Case, Loss, Peak, dense, fused, matrix_products, published_clamp, timed, trl_head
+from aent_llm.head_parts import Settings
 
 __all__ = ["Measured", "main", "measure", "verdicts"]
 
@@ -54,31 +55,24 @@ class Measured(NamedTuple):
 
 
 def measure(case: Case, *, rounds: int) -> dict[str, Measured]:
-    """Every contender on one case; the first round compiles, warms up and counts bytes."""
+    """Every contender on one case; the first round compiles and warms up."""
     names = [FLOOR, *LOSSES]
-    first = {name: _run(name, case, counting=True) for name in names}
-    later = {name: [first[name]] if name in _SLOW else [] for name in names}
+    runs = {name: [_run(name, case)] for name in names}
     for _ in range(rounds):
         for name in names:
             if name not in _SLOW:
-                later[name].append(_run(name, case))
-    return {
-        name: first[name]._replace(
-            forward=statistics.median(run.forward for run in later[name]),
-            whole=statistics.median(run.whole for run in later[name]),
-        )
-        for name in names
-    }
+                runs[name].append(_run(name, case))
+    return {name: Measured(*map(statistics.median, zip(*(of[1:] or of), strict=True))) for name, of in runs.items()}
 
 
-def _run(name: str, case: Case, counting: bool = False) -> Measured:
-    case.hidden.grad = case.weight.grad = None
+def _run(name: str, case: Case) -> Measured:
+    case.forget_gradients()
     passes = _products(case) if name == FLOOR else _loss_and_gradient(LOSSES[name], case)
     try:
-        with _Peak(case, counting) as peak:
-            forward = _seconds(lambda: next(passes))
+        with Peak(case.hidden.device.type) as peak:
+            forward = timed(lambda: next(passes))
             forward_bytes = peak.bytes()
-            whole = forward + _seconds(lambda: next(passes))
+            whole = forward + timed(lambda: next(passes))
             return Measured(forward, whole, forward_bytes, peak.bytes())
     except torch.cuda.OutOfMemoryError:
         pass  # what it holds on to is free once the error is gone
@@ -99,44 +93,6 @@ def _products(case: Case) -> Iterator[None]:
     yield
     matrix_products(case, forward=False)
     yield
-
-
-def _seconds(run: Callable[[], object]) -> float:
-    _wait()
-    start = time.perf_counter()
-    run()
-    _wait()
-    return time.perf_counter() - start
-
-
-def _wait() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-
-
-class _Peak:
-    """Most bytes alive beyond those before: the allocator's figure on a GPU, counted tensors on a CPU."""
-
-    def __init__(self, case: Case, counting: bool):
-        self.on_gpu = case.hidden.device.type == "cuda"
-        self.counter = PeakBytes() if counting and not self.on_gpu else None
-
-    def __enter__(self) -> _Peak:
-        if self.on_gpu:
-            torch.cuda.reset_peak_memory_stats()
-            self.before = torch.cuda.memory_allocated()
-        if self.counter is not None:
-            self.counter.__enter__()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self.counter is not None:
-            self.counter.__exit__(*error)
-
-    def bytes(self) -> float:
-        if self.on_gpu:
-            return torch.cuda.max_memory_allocated() - self.before
-        return math.nan if self.counter is None else self.counter.peak
 
 
 # ---------------------------------------------------------------------------------------------------------- reporting
@@ -207,7 +163,7 @@ def _header(device: str) -> float:
     source = torch.empty(size, dtype=torch.uint8, device=device).random_()
     target = torch.empty_like(source)
     target.copy_(source)
-    bandwidth = 2 * size / min(_seconds(lambda: target.copy_(source)) for _ in range(5))
+    bandwidth = 2 * size / min(timed(lambda: target.copy_(source)) for _ in range(5))
     print(f"torch {torch.__version__}, trl {trl.__version__}, transformers {transformers.__version__}", end="")
     if device == "cuda":
         import triton
@@ -222,7 +178,7 @@ def _header(device: str) -> float:
 
 def _kernels_alone(vocabulary: int, rows: int) -> None:
     """Milliseconds and GB/s of one pass over a tile, by geometry."""
-    from aent_llm.kernels import ROW_SUMS, Geometry, Transform, gradient_tile_, row_sums
+    from aent_llm.kernels import ROW_SUMS, Geometry, gradient_tile_, row_sums
 
     raw = 3 * torch.randn(rows, vocabulary, device="cuda", dtype=torch.bfloat16)
     spare = raw.clone()  # overwritten by its gradient: of zeros in the end, the same bytes
@@ -235,19 +191,19 @@ def _kernels_alone(vocabulary: int, rows: int) -> None:
             geometry = Geometry(block=block, warps=warps)
             cells = []
             for support in (None, DropLowest(0.33)):
-                options = {"support": support, "transform": Transform(), "diagnostics": False, "geometry": geometry}
-                seconds = _best(lambda options=options: row_sums(raw, targets, sums, **options))
+                run = partial(row_sums, raw, targets, sums, Settings(support), geometry=geometry)
+                seconds = _best(run)
                 reads = sums[ROW_SUMS.index("reads")].mean().item()
                 cells.append(f"{1e3 * seconds:.2f} ({reads * 2 * raw.numel() / seconds / 1e9:,.0f})")
-            options = {"transform": Transform(), "geometry": geometry}
-            seconds = _best(lambda options=options: gradient_tile_(spare, targets, coefficients, 0, **options))
+            run = partial(gradient_tile_, spare, targets, coefficients, 0, Settings(None), geometry=geometry)
+            seconds = _best(run)
             gradient = f"{1e3 * seconds:.2f} ({4 * raw.numel() / seconds / 1e9:,.0f})"
             print(f"| {block} | {warps} | {cells[0]} | {cells[1]} | {reads:.2f} | {gradient} |", flush=True)
 
 
 def _best(run: Callable[[], object]) -> float:
     run()
-    return min(_seconds(run) for _ in range(5))
+    return min(timed(run) for _ in range(5))
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -16,39 +16,33 @@ from __future__ import annotations
 import argparse
 import statistics
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
 
+from aent_llm.bench import now
 from aent_llm.experiment import CONFIGS, Experiment, load_experiment
 from aent_llm.train import keep_freed_memory, load_model, prepare
 from aent_llm.trainer import AEntGRPOTrainer
 
-__all__ = ["Setting", "contenders", "embedded", "main", "random_model"]
+__all__ = ["contenders", "embedded", "main", "random_model"]
 
-PROMPTS = 8  # completions of each
+GROUP = 8  # completions of a prompt
+COMPLETIONS = "per_device_train_batch_size"  # of a step
 TOP = {"type": "top_k", "k": 64}
 DROP = {"type": "drop_lowest", "share": 0.33}
 
 
-class Setting(NamedTuple):
-    """An experiment, and how many completions make a step."""
-
-    experiment: Experiment
-    completions: int
-
-
-def embedded() -> Setting:
+def embedded() -> Experiment:
     """The embedded model and task, on a CPU."""
-    return Setting(load_experiment(CONFIGS / "cpu_aent.yaml", {"train.save_strategy": "no"}), 128)
+    return load_experiment(CONFIGS / "cpu_aent.yaml", {"train.save_strategy": "no"})
 
 
-def random_model(folder: Path, options: argparse.Namespace) -> Setting:
+def random_model(folder: Path, options: argparse.Namespace) -> Experiment:
     """A model of random weights, written to ``folder``, that reads the problems of the embedded task."""
     import transformers
 
@@ -74,12 +68,11 @@ def random_model(folder: Path, options: argparse.Namespace) -> Setting:
         "train.bf16": options.device == "cuda",
         "train.learning_rate": 1e-6,
     }
-    return Setting(load_experiment(CONFIGS / "cpu_aent.yaml", changes), options.completions)
+    return load_experiment(CONFIGS / "cpu_aent.yaml", changes)
 
 
-def contenders(setting: Setting, folder: Path) -> dict[str, tuple[Any, Callable[..., Any]]]:
+def contenders(experiment: Experiment, folder: Path) -> dict[str, tuple[Any, Callable[..., Any]]]:
     """Name -> (trainer, its loss of a batch)."""
-    experiment = setting.experiment
     parts = prepare(experiment)
     shared: dict[str, Any] = {"train_dataset": parts.problems, "processing_class": parts.tokenizer}
 
@@ -111,7 +104,7 @@ def _ready(trainer: Any) -> Any:
 
 def _update(trainer: Any, loss: Callable[..., Any], batch: dict[str, Any]) -> float:
     trainer._buffered_inputs = [batch]
-    start = _now()
+    start = now()
     with trainer.compute_loss_context_manager():
         value = loss(trainer, trainer.model, batch)
     value.backward()
@@ -120,26 +113,20 @@ def _update(trainer: Any, loss: Callable[..., Any], batch: dict[str, Any]) -> fl
         trainer._finish_window()
     trainer.optimizer.step()
     trainer.optimizer.zero_grad()
-    return _now() - start
+    return now() - start
 
 
-def _now() -> float:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter()
-
-
-def _measured(setting: Setting, rounds: int, folder: Path) -> dict[str, float]:
+def _measured(experiment: Experiment, rounds: int, folder: Path) -> dict[str, float]:
     """Median seconds of the rollout and of each contender's update; the first round warms up."""
-    found = contenders(setting, folder)
+    found, completions = contenders(experiment, folder), experiment.train[COMPLETIONS]
     seconds: dict[str, list[float]] = {name: [] for name in ("rollout", *found)}
-    sampling, prompts = next(iter(found.values()))[0], setting.completions // PROMPTS
+    sampling = next(iter(found.values()))[0]
     for round_ in range(rounds + 1):
-        start = _now()
-        rows = [sampling.train_dataset[prompts * round_ + i // PROMPTS] for i in range(setting.completions)]
+        start = now()
+        rows = [sampling.train_dataset[(completions * round_ + i) // GROUP] for i in range(completions)]
         batch = sampling._generate_and_score_completions(rows)
         batch["correct"] = batch["advantages"] > 0
-        seconds["rollout"].append(_now() - start)
+        seconds["rollout"].append(now() - start)
         for name, (trainer, loss) in found.items():
             seconds[name].append(_update(trainer, loss, batch))
     return {name: statistics.median(values[1:]) for name, values in seconds.items()}
@@ -156,25 +143,24 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--vocabulary", type=int, default=151_936)
     parser.add_argument("--hidden", type=int, default=768, help="width, a multiple of 64")
     parser.add_argument("--layers", type=int, default=12)
-    parser.add_argument("--completions", type=int, default=32, help=f"a multiple of {PROMPTS}")
+    parser.add_argument("--completions", type=int, default=32, help=f"a multiple of {GROUP}")
     parser.add_argument("--tokens", type=int, default=512, help="of each completion")
     options = parser.parse_args(arguments)
     if options.device == "cuda" and not (options.random_model and torch.cuda.is_available()):
         parser.error("--device cuda needs a GPU, and --random-model: the embedded experiment is one for a CPU")
-    if options.completions % PROMPTS:
-        parser.error(f"--completions={options.completions}: groups are of {PROMPTS}, so take a multiple of it")
+    if options.completions % GROUP:
+        parser.error(f"--completions={options.completions}: groups are of {GROUP}, so take a multiple of it")
     keep_freed_memory()
     with tempfile.TemporaryDirectory() as folder:
-        setting = random_model(Path(folder) / "model", options) if options.random_model else embedded()
-        medians = _measured(setting, options.rounds, Path(folder))
+        experiment = random_model(Path(folder) / "model", options) if options.random_model else embedded()
+        medians = _measured(experiment, options.rounds, Path(folder))
     rollout, without = medians.pop("rollout"), medians["our head, no entropy block"]
     trl = medians["TRL's trainer and head"]
     where = torch.cuda.get_device_name() if options.device == "cuda" else f"{torch.get_num_threads()} thread(s)"
     print(f"rollout: {rollout:.3f} s; {where}, torch {torch.__version__}, {options.rounds} rounds\n")
-    print(
-        f"| update of {setting.completions} completions | s | x no block | whole step x no block | whole step x TRL |\n"
-        "| --- | --- | --- | --- | --- |"
-    )
+    columns = (f"update of {experiment.train[COMPLETIONS]} completions", "s", "x no block")
+    print("|", " | ".join((*columns, "whole step x no block", "whole step x TRL")), "|")
+    print("| --- | --- | --- | --- | --- |")
     for name, value in medians.items():
         step = rollout + value
         print(

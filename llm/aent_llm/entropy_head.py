@@ -203,8 +203,10 @@ class _FusedEntropyHead(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         ctx.settings, ctx.engine = settings, engine
         with torch.autocast(hidden.device.type, enabled=False):
-            rows = engine.forward(Head(hidden, weight, bias, settings), targets, settings) if len(hidden) else {}
-        rows = rows or _no_rows(hidden, settings)
+            if len(hidden):
+                rows = engine.forward(Head(hidden, weight, bias, settings), targets, settings)
+            else:
+                rows = _no_rows(hidden, settings)
         ctx.saved = [name for name in SAVED if name in rows]
         ctx.save_for_backward(hidden, weight, bias, targets, *(rows[name] for name in ctx.saved))
         outputs = [rows.get(name) for name in HeadOutput._fields]

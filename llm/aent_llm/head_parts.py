@@ -15,7 +15,9 @@ from torch import Tensor
 
 from aent.entropy import DropLowest, Nucleus, Support, TopK
 
-__all__ = ["MASKED", "NOT_A_LOGIT", "SAVED", "GradientSums", "Gradients", "Head", "Settings"]
+__all__ = [
+    "MASKED", "NOT_A_LOGIT", "SAVED", "GradientSums", "Gradients", "Head", "Settings", "add_product", "slices",
+]  # fmt: skip
 
 MASKED = -1e20  # in place of a bias of -inf: the probability is exactly 0, and 0 * log 0 stays 0
 NOT_A_LOGIT = 1e12  # in absolute value: masked, or beyond working with
@@ -27,12 +29,12 @@ class Settings(NamedTuple):
     """How a head turns its projection into logits, and what is asked of them."""
 
     support: Support | None
-    temperature: float
-    logit_scale: float
-    softcap: float | None
-    diagnostics: bool
-    tile_bytes: int
-    compute_dtype: torch.dtype
+    temperature: float = 1.0
+    logit_scale: float = 1.0
+    softcap: float | None = None
+    diagnostics: bool = False
+    tile_bytes: int = 2**26
+    compute_dtype: torch.dtype = torch.float32
 
     @property
     def dtype(self) -> torch.dtype:
@@ -93,9 +95,9 @@ class GradientSums:
         for some in _pieces(columns, gradient):
             part = gradient[:, some.start - columns.start : some.stop - columns.start]
             if of_hidden is not None:
-                _add_product(of_hidden[rows], part, head.weight[some])
+                add_product(of_hidden[rows], part, head.weight[some])
             if of_weight is not None:
-                _add_product(of_weight[some], part.t(), hidden)
+                add_product(of_weight[some], part.t(), hidden)
             if of_bias is not None:
                 of_bias[some] += part.sum(0, dtype=of_bias.dtype)
 
@@ -107,11 +109,15 @@ class GradientSums:
 def _pieces(columns: slice, gradient: Tensor) -> Iterator[slice]:
     """The CPU must widen short floats before the product, and a whole tile would need a second."""
     widens = gradient.device.type == "cpu" and gradient.dtype.itemsize < 4
-    step = _WIDENED if widens else columns.stop - columns.start
-    return (slice(start, min(start + step, columns.stop)) for start in range(columns.start, columns.stop, step))
+    return slices(columns.stop, _WIDENED if widens else columns.stop - columns.start, first=columns.start)
 
 
-def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
+def slices(stop: int, step: int, first: int = 0) -> Iterator[slice]:
+    """From ``first`` to ``stop``, the last one shorter."""
+    return (slice(start, min(start + step, stop)) for start in range(first, stop, step))
+
+
+def add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
     """total += a b without rounding the product to a dtype shorter than that of ``total``."""
     if a.device.type == "cuda" and a.dtype.itemsize < 4:
         torch.addmm(total, a, b, out_dtype=total.dtype, out=total)

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from aent.entropy import DropLowest, TopK, Tsallis
-from aent_llm.head_parts import MASKED, NOT_A_LOGIT, Gradients, GradientSums, Head, Settings
+from aent_llm.head_parts import MASKED, NOT_A_LOGIT, Gradients, GradientSums, Head, Settings, slices
 
 __all__ = ["backward", "forward"]
 
@@ -76,11 +76,10 @@ class _Tiles:
         (tokens, _), vocabulary, device = self.head.hidden.shape, len(self.head.weight), self.head.hidden.device
         tile = torch.empty(self.rows, vocabulary, dtype=self.settings.compute_dtype, device=device)
         scratch = torch.empty(self.buffers, self.block, vocabulary, dtype=self.settings.dtype, device=device)
-        for start in range(0, tokens, self.rows):
-            rows = slice(start, min(start + self.rows, tokens))
+        for rows in slices(tokens, self.rows):
             logits = tile[: rows.stop - rows.start]
             self.head.project(rows, slice(0, vocabulary), logits)
-            yield rows, logits, self._blocks(start, logits, scratch)
+            yield rows, logits, self._blocks(rows.start, logits, scratch)
 
     def _blocks(self, start: int, logits: Tensor, scratch: Tensor) -> Iterator[_Block]:
         for first in range(0, len(logits), self.block):

@@ -14,19 +14,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from importlib.util import find_spec
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from aent.entropy import DropLowest, Nucleus, TopK
-from aent_llm.head_parts import NOT_A_LOGIT, Gradients, GradientSums, Head, Settings
-
-if TYPE_CHECKING:  # importing it needs Triton
-    from aent_llm.kernels import Transform
+from aent_llm.head_parts import NOT_A_LOGIT, Gradients, GradientSums, Head, Settings, slices
 
 __all__ = ["backward", "forward", "why_not"]
 
+_INSTALLED = find_spec("triton") is not None  # kernels.py is imported where it is used, since it needs Triton
 _PIECE = 32_768  # tokens of the vocabulary that are multiplied at a time
 _ALIGNED = 64  # numbers: rows of a tile start at a multiple, so that threads read 16 bytes at a time
 _EXACT = 2**24  # tokens that float32 can count
@@ -35,11 +31,11 @@ _EXACT = 2**24  # tokens that float32 can count
 def why_not(device: torch.device, settings: Settings, vocabulary: int) -> str | None:
     """What keeps this engine from doing it, ``None`` if nothing does."""
     dtype, support = settings.compute_dtype, settings.support
-    if find_spec("triton") is None:
+    if not _INSTALLED:
         return "Triton is not installed"
     if dtype not in (torch.float32, torch.bfloat16, torch.float16):
         return f"the kernels know float32, bfloat16 and float16, not {str(dtype).removeprefix('torch.')}"
-    if support is not None and type(support) not in (DropLowest, TopK, Nucleus):
+    if support is not None and not settings.has_threshold:
         return f"the kernels know DropLowest, TopK and Nucleus, not {type(support).__name__}"
     if not settings.logit_scale > 0:
         return f"a logit scale of {settings.logit_scale} does not keep the order of the logits"
@@ -73,9 +69,7 @@ def forward(head: Head, targets: Tensor, settings: Settings) -> dict[str, Tensor
             logits,
             targets[rows],
             sums[:, rows],
-            support=settings.support,
-            transform=_transform(settings),
-            diagnostics=settings.diagnostics,
+            settings,
         )
     return _statistics(dict(zip(ROW_SUMS, sums, strict=True)), settings)
 
@@ -112,7 +106,7 @@ def backward(
         for columns in _pieces(head):
             logits = piece[: tile.stop - tile.start, : columns.stop - columns.start]
             head.project(tile, columns, logits)
-            gradient_tile_(logits, targets[tile], coefficients[tile], columns.start, transform=_transform(settings))
+            gradient_tile_(logits, targets[tile], coefficients[tile], columns.start, settings)
             sums.add(head, tile, columns, logits)
 
 
@@ -141,12 +135,6 @@ def _coefficients(rows: dict[str, Tensor], grads: Gradients) -> Tensor:
     return torch.stack(columns, dim=1)
 
 
-def _transform(settings: Settings) -> Transform:
-    from aent_llm.kernels import Transform
-
-    return Transform(settings.logit_scale, settings.softcap, settings.temperature)
-
-
 def _tile_rows(head: Head, settings: Settings) -> int:
     """As many as the budget has room for; whole blocks of a matrix product if it can be."""
     rows = settings.tile_bytes // (_up(len(head.weight), _ALIGNED) * settings.compute_dtype.itemsize)
@@ -158,15 +146,11 @@ def _buffer(head: Head, settings: Settings, width: int) -> Tensor:
 
 
 def _tiles(head: Head, settings: Settings) -> Iterator[slice]:
-    return _slices(len(head.hidden), _tile_rows(head, settings))
+    return slices(len(head.hidden), _tile_rows(head, settings))
 
 
 def _pieces(head: Head) -> Iterator[slice]:
-    return _slices(len(head.weight), _PIECE)
-
-
-def _slices(length: int, step: int) -> Iterator[slice]:
-    return (slice(start, min(start + step, length)) for start in range(0, length, step))
+    return slices(len(head.weight), _PIECE)
 
 
 def _up(number: int, step: int) -> int:

@@ -18,6 +18,8 @@ import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
+
 __all__ = ["Code", "compile_all", "main"]
 
 _POINTERS = {"raw_": "*bf16", "sums_": "*fp32", "targets_": "*i64", "coefficients_": "*fp32"}
@@ -44,7 +46,7 @@ def compile_all(capability: int = 90) -> list[Code]:
 
     geometry = kernels.Geometry()
     sizes: dict[str, Any] = {"SOFTCAP": False, "BLOCK": geometry.block}
-    floats = {"BITS": 16, "TOP": 0x7F80}  # bfloat16
+    bfloat16 = {"BITS": 16, "TOP": kernels._INFINITY[torch.bfloat16]}
     wanted = {
         "ours: H": (0, 0, False),
         "ours: H~ by count": (1, geometry.sample, False),
@@ -53,7 +55,7 @@ def compile_all(capability: int = 90) -> list[Code]:
     }
     codes = []
     for name, (rule, sample, diagnostics) in wanted.items():
-        options = {"RULE": rule, "SAMPLE": sample, "DIAGNOSTICS": diagnostics, **floats, **sizes}
+        options = {"RULE": rule, "SAMPLE": sample, "DIAGNOSTICS": diagnostics, **bfloat16, **sizes}
         codes.append(_compiled(name, kernels._row_sums, options, geometry.block, geometry.warps, capability))
     codes.append(_compiled("ours: gradient", kernels._gradient, sizes, geometry.block, geometry.warps, capability))
     outputs: dict[str, Any] = {

@@ -30,8 +30,9 @@ import triton.language as tl
 from torch import Tensor
 
 from aent.entropy import Nucleus, Support
+from aent_llm.head_parts import Settings
 
-__all__ = ["ROW_SUMS", "Geometry", "Transform", "gradient_tile_", "row_sums"]
+__all__ = ["ROW_SUMS", "Geometry", "gradient_tile_", "row_sums"]
 
 ROW_SUMS = (
     "peak",  # max z
@@ -63,44 +64,27 @@ class Geometry(NamedTuple):
     warps: int = 8
 
 
-class Transform(NamedTuple):
-    """From raw logits to those that tokens are sampled from."""
-
-    logit_scale: float = 1.0
-    softcap: float | None = None
-    temperature: float = 1.0
-
-    def in_bits(self) -> tuple[float, float]:
-        """(a, c): z / log 2 = a raw, or c tanh(a raw) with a softcap."""
-        per_bit = self.temperature * math.log(2)
-        if self.softcap is None:
-            return self.logit_scale / per_bit, 1.0
-        return self.logit_scale / self.softcap, self.softcap / per_bit
-
-
 def row_sums(
     raw: Tensor,
     targets: Tensor,
     sums: Tensor,
+    settings: Settings,
     *,
-    support: Support | None,
-    transform: Transform,
-    diagnostics: bool,
     geometry: Geometry = Geometry(),
 ) -> None:
     """Fill ``sums`` (len(ROW_SUMS), R), float32, from ``raw`` (R, V) and ``targets`` (R,).
 
-    Sums that neither the support nor the diagnostics need are left as they are. A row with NaN or +inf has a NaN total,
+    Sums that the settings do not ask for are left as they are. A row with NaN or +inf has a NaN total,
     one with nothing but masked tokens a peak below -1e12: no error is raised here.
     """
     rows, vocabulary = raw.shape
-    rule, wanted, ranks, least = _search(support, vocabulary, geometry)
+    rule, wanted, ranks, least = _search(settings.support, vocabulary, geometry)
     with torch.cuda.device_of(raw):  # Triton launches on the current device
         _row_sums[(rows,)](
             raw,
             raw.stride(0),
             vocabulary,
-            *transform.in_bits(),
+            *_in_bits(settings),
             targets,
             sums,
             sums.stride(0),
@@ -109,8 +93,8 @@ def row_sums(
             least,
             RULE=rule,
             SAMPLE=geometry.sample if ranks[0] else 0,
-            DIAGNOSTICS=diagnostics,
-            SOFTCAP=transform.softcap is not None,
+            DIAGNOSTICS=settings.diagnostics,
+            SOFTCAP=settings.softcap is not None,
             BITS=8 * raw.element_size(),
             TOP=_INFINITY[raw.dtype],
             BLOCK=min(geometry.block, max(8, triton.next_power_of_2(vocabulary))),
@@ -141,8 +125,8 @@ def gradient_tile_(
     targets: Tensor,
     coefficients: Tensor,
     first: int,
+    settings: Settings,
     *,
-    transform: Transform,
     geometry: Geometry = Geometry(),
 ) -> None:
     """Overwrite ``raw`` (R, columns), logits of the tokens from ``first`` on, with the gradient of the loss there.
@@ -158,14 +142,22 @@ def gradient_tile_(
             raw,
             raw.stride(0),
             columns,
-            *transform.in_bits(),
+            *_in_bits(settings),
             targets,
             coefficients,
             first,
-            SOFTCAP=transform.softcap is not None,
+            SOFTCAP=settings.softcap is not None,
             BLOCK=block,
             num_warps=geometry.warps,
         )
+
+
+def _in_bits(settings: Settings) -> tuple[float, float]:
+    """(a, c): z / log 2 = a raw, or c tanh(a raw) with a softcap."""
+    per_bit = settings.temperature * math.log(2)
+    if settings.softcap is None:
+        return settings.logit_scale / per_bit, 1.0
+    return settings.logit_scale / settings.softcap, settings.softcap / per_bit
 
 
 # ------------------------------------------------------------------------------------------------------------- numbers
@@ -265,7 +257,7 @@ def _row_sums(
     if SAMPLE > 0:
         keys = _sampled(raw_, vocabulary, SAMPLE, BITS)
         pivots = _pivots(_ranked(keys, rank_low, TOP), _ranked(keys, rank_high, TOP), True, raw_, BITS, TOP)
-    peak, total, mean, found = _first_read(raw_, vocabulary, a, c, pivots, SAMPLE > 0, SOFTCAP, BITS, BLOCK)
+    peak, total, mean, found = _first_read(raw_, vocabulary, a, c, pivots, SOFTCAP, BITS, BLOCK)
     target = _scaled(tl.load(raw_ + tl.load(targets_ + row)), a, c, SOFTCAP)
     tl.store(sums_ + _PEAK * sums_stride, peak * _LOG2)
     tl.store(sums_ + _TOTAL * sums_stride, total)
@@ -340,7 +332,7 @@ def _bounds(raw_, low, high, lowest, highest, BITS: tl.constexpr):
 @triton.jit
 def _narrowed(low, measured, high, pivots, found, wanted):
     """From the last pivot that keeps enough to the first that does not."""
-    for i in tl.static_range(_PIVOTS):
+    for i in tl.static_range(len(pivots)):
         enough = found[i] >= wanted  # not "less than": NaN must end the search too
         higher = enough & (pivots[i] > low)
         low, measured = tl.where(higher, pivots[i], low), tl.where(higher, found[i], measured)
@@ -349,13 +341,11 @@ def _narrowed(low, measured, high, pivots, found, wanted):
 
 
 @triton.jit
-def _first_read(
-    raw_, vocabulary, a, c, pivots, COUNTS: tl.constexpr, SOFTCAP: tl.constexpr, BITS: tl.constexpr, BLOCK: tl.constexpr
-):
-    """Maximum of z, sum e, E_p[gap], and if COUNTS how many tokens are at or above each pivot."""
+def _first_read(raw_, vocabulary, a, c, pivots, SOFTCAP: tl.constexpr, BITS: tl.constexpr, BLOCK: tl.constexpr):
+    """Maximum of z, sum e, E_p[gap], and how many tokens are at or above each pivot, if there are any."""
     peaks = tl.full((BLOCK // 8,), _NONE, tl.float32)
     totals, moments = tl.zeros_like(peaks), tl.zeros_like(peaks)
-    thresholds, found = _thresholds(pivots, raw_, COUNTS, BITS, BLOCK)
+    thresholds, found = _thresholds(pivots, raw_, BITS, BLOCK)
     for start in range(0, vocabulary, BLOCK):
         raw = _block(raw_, start, vocabulary, BLOCK)
         z = _scaled(raw, a, c, SOFTCAP)
@@ -365,12 +355,12 @@ def _first_read(
         moments = kept * (moments + step * totals) + tl.sum(e * gap, axis=1)
         totals = kept * totals + tl.sum(e, axis=1)
         peaks = higher
-        found = _more(found, raw, 1.0, thresholds, COUNTS)
+        found = _more(found, raw, 1.0, thresholds)
     peak = tl.max(peaks, axis=0)
     step = _gap(peaks, peak)
     total = tl.sum(tl.exp2(step) * totals, axis=0)
     mean = tl.sum(tl.exp2(step) * (moments + step * totals), axis=0) / total
-    return peak, total, mean, _summed(found, COUNTS)
+    return peak, total, mean, _summed(found)
 
 
 @triton.jit
@@ -379,42 +369,39 @@ def _counting_read(
     RULE: tl.constexpr, SOFTCAP: tl.constexpr, BITS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Number of tokens (RULE 1) or their sum of e (RULE 2) at or above each pivot."""
-    thresholds, found = _thresholds(pivots, raw_, True, BITS, BLOCK)
+    thresholds, found = _thresholds(pivots, raw_, BITS, BLOCK)
     for start in range(0, vocabulary, BLOCK):
         raw = _block(raw_, start, vocabulary, BLOCK)
         if RULE == 1:
-            found = _more(found, raw, 1.0, thresholds, True)
+            found = _more(found, raw, 1.0, thresholds)
         else:
-            found = _more(found, raw, tl.exp2(_gap(_scaled(raw, a, c, SOFTCAP), peak)), thresholds, True)
-    return _summed(found, True)
+            found = _more(found, raw, tl.exp2(_gap(_scaled(raw, a, c, SOFTCAP), peak)), thresholds)
+    return _summed(found)
 
 
 @triton.jit
-def _thresholds(pivots, raw_, COUNTS: tl.constexpr, BITS: tl.constexpr, BLOCK: tl.constexpr):
+def _thresholds(pivots, raw_, BITS: tl.constexpr, BLOCK: tl.constexpr):
     """Pivots as floats, and the zeros that counting starts from."""
     thresholds, found = (), ()
-    if COUNTS:
-        for i in tl.static_range(_PIVOTS):
-            thresholds = thresholds + (_value(pivots[i], raw_, BITS),)
-            found = found + (tl.zeros((BLOCK // 8,), tl.float32),)
+    for i in tl.static_range(len(pivots)):
+        thresholds = thresholds + (_value(pivots[i], raw_, BITS),)
+        found = found + (tl.zeros((BLOCK // 8,), tl.float32),)
     return thresholds, found
 
 
 @triton.jit
-def _more(found, raw, amount, thresholds, COUNTS: tl.constexpr):
+def _more(found, raw, amount, thresholds):
     x, more = raw.to(tl.float32), ()
-    if COUNTS:
-        for i in tl.static_range(_PIVOTS):
-            more = more + (found[i] + tl.sum(tl.where(x >= thresholds[i], amount, 0.0), axis=1),)
+    for i in tl.static_range(len(thresholds)):
+        more = more + (found[i] + tl.sum(tl.where(x >= thresholds[i], amount, 0.0), axis=1),)
     return more
 
 
 @triton.jit
-def _summed(found, COUNTS: tl.constexpr):
+def _summed(found):
     sums = ()
-    if COUNTS:
-        for i in tl.static_range(_PIVOTS):
-            sums = sums + (tl.sum(found[i], axis=0),)
+    for i in tl.static_range(len(found)):
+        sums = sums + (tl.sum(found[i], axis=0),)
     return sums
 
 

@@ -47,19 +47,20 @@ def some_targets(rows: int, vocabulary: int) -> Tensor:
     return torch.randint(vocabulary, (rows,), generator=torch.Generator().manual_seed(1))
 
 
-def scaled(raw: Tensor, transform: Any) -> Tensor:
-    z = raw.double() * transform.logit_scale
-    return (z if transform.softcap is None else transform.softcap * torch.tanh(z / transform.softcap)) / (
-        transform.temperature
+def scaled(raw: Tensor, transform: dict[str, Any]) -> Tensor:
+    settings = Settings(None, **transform)
+    z = raw.double() * settings.logit_scale
+    return (z if settings.softcap is None else settings.softcap * torch.tanh(z / settings.softcap)) / (
+        settings.temperature
     )
 
 
-PLAIN = kernels.Transform()
-TRANSFORMS = [
-    kernels.Transform(temperature=0.6),
-    kernels.Transform(logit_scale=0.0625, temperature=3.0),
-    kernels.Transform(softcap=5.0),
-    kernels.Transform(logit_scale=1.7, softcap=4.0, temperature=0.8),
+PLAIN: dict[str, Any] = {}
+TRANSFORMS: list[dict[str, Any]] = [
+    {"temperature": 0.6},
+    {"logit_scale": 0.0625, "temperature": 3.0},
+    {"softcap": 5.0},
+    {"logit_scale": 1.7, "softcap": 4.0, "temperature": 0.8},
 ]
 
 
@@ -67,7 +68,7 @@ def row_sums(
     raw: Tensor,
     support: Support | None,
     *,
-    transform: Any = PLAIN,
+    transform: dict[str, Any] = PLAIN,
     diagnostics: bool = True,
     geometry: Any = SMALL,
     targets: Tensor | None = None,
@@ -78,7 +79,7 @@ def row_sums(
     sums = torch.full((len(kernels.ROW_SUMS), rows), math.nan, device=DEVICE)
     kernels.row_sums(
         raw.to(DEVICE), targets.to(DEVICE), sums,
-        support=support, transform=transform, diagnostics=diagnostics, geometry=geometry,
+        Settings(support, diagnostics=diagnostics, **transform), geometry=geometry,
     )  # fmt: skip
     return dict(zip(kernels.ROW_SUMS, sums.cpu(), strict=True))
 
@@ -92,7 +93,7 @@ def assert_close(got: Tensor, want: Tensor, name: str, *, atol: float = 3e-6, rt
     torch.testing.assert_close(got.double(), want, atol=atol, rtol=rtol, msg=lambda m: f"{name}: {m}")
 
 
-def assert_sums(raw: Tensor, support: Support, sums: dict[str, Tensor], transform: Any = PLAIN) -> None:
+def assert_sums(raw: Tensor, support: Support, sums: dict[str, Tensor], transform: dict[str, Any] = PLAIN) -> None:
     z, targets = scaled(raw, transform), some_targets(*raw.shape)
     p, full = z.softmax(-1), entropy(z)
     assert_close(sums["peak"], z.amax(-1), "peak")
@@ -133,7 +134,7 @@ def test_rows_of_any_length(vocabulary: int) -> None:
 
 @pytest.mark.parametrize("transform", TRANSFORMS, ids=str)
 @pytest.mark.parametrize("support", [DropLowest(0.33), TopK(5), Nucleus(0.7)], ids=repr)
-def test_temperature_scale_and_softcap(support: Support, transform: Any) -> None:
+def test_temperature_scale_and_softcap(support: Support, transform: dict[str, Any]) -> None:
     for dtype in DTYPES:
         raw = some_logits(3, 97, dtype)
         assert_sums(raw, support, row_sums(raw, support, transform=transform), transform)
@@ -237,7 +238,7 @@ def test_a_sample_that_misleads_costs_reads_and_nothing_else(dtype: torch.dtype)
 
 @pytest.mark.parametrize("transform", [PLAIN, *TRANSFORMS], ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_the_gradient_tile_equals_autograd(dtype: torch.dtype, transform: Any) -> None:
+def test_the_gradient_tile_equals_autograd(dtype: torch.dtype, transform: dict[str, Any]) -> None:
     """In pieces of the vocabulary, in place, against float64; bfloat16 rounds what is written."""
     raw, support, targets = some_logits(4, 97, dtype), TopK(9), some_targets(4, 97)
     leaf = raw.double().requires_grad_()
@@ -250,13 +251,13 @@ def test_the_gradient_tile_equals_autograd(dtype: torch.dtype, transform: Any) -
     torch.testing.assert_close(got.double(), want, atol=1e-6, rtol=tolerance)
 
 
-def fused_gradient(raw: Tensor, support: Support, targets: Tensor, given: Tensor, transform: Any) -> Tensor:
+def fused_gradient(raw: Tensor, support: Support, targets: Tensor, given: Tensor, transform: dict[str, Any]) -> Tensor:
     """Gradient at the logits through the whole head: they are its weight, the hidden states are the identity."""
     hidden = torch.eye(len(raw), dtype=raw.dtype, device=DEVICE)
     weight = raw.T.contiguous().to(DEVICE).requires_grad_()
     output: Any = fused_entropy_head(
         hidden, weight, None, targets.to(DEVICE), support=support, engine="triton", tile_bytes=2 * 128 * 4,
-        **transform._asdict(),
+        **transform,
     )  # fmt: skip
     torch.autograd.backward(output[:3], list(given.to(DEVICE)))
     assert weight.grad is not None
@@ -424,7 +425,7 @@ def test_a_gpu_that_can_gets_the_kernels_and_one_that_cannot_does_not(
         assert entropy_head._chosen("auto", cuda, 100, asked()) is head_torch
     assert [record.levelname for record in caplog.records] == ["INFO", "WARNING"]
     assert "Triton kernels: torch.bfloat16 on cuda" in caplog.messages[0]
-    monkeypatch.setattr(head_triton, "find_spec", lambda _: None)
+    monkeypatch.setattr(head_triton, "_INSTALLED", False)
     assert why_not(cuda, asked(), 100) == "Triton is not installed"
 
 
