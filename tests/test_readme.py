@@ -1,9 +1,9 @@
-"""The README keeps its word: commands, paths, links and code; and so does every example in a docstring."""
+"""The README keeps its word: commands, paths, links and code; and so do the commands and links of the other pages."""
 
-import ast
 import doctest
 import importlib
 import json
+import os
 import re
 import runpy
 import shlex
@@ -20,64 +20,124 @@ import pytest
 from aent.controllers import Controller, State, controller_from_dict
 from aent.entropy import Full, entropy, entropy_gradient
 from aent.shaping import Shaping, Tokens, shaping_from_dict
-from aent_llm import __main__ as llm_command
-from paper_figures import __main__ as figures_command
+from commands import SMALL_RUN, accept
+from commands import run as run_command
+from pages import PAGES, ROOT, blocks, commands, leads_somewhere, links, read, section
 from paper_figures import registry
-from toymdp import __main__ as toymdp_command
 from toymdp import compare, suite
 from toymdp.learners import Learner, train
 
-ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+README = read("README.md")
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
 PACKAGES = ("aent", "toymdp", "paper_figures", "examples", "llm/aent_llm")
 
 
-def blocks(language: str, text: str = README) -> list[str]:
-    """Contents of the fenced blocks of one language."""
-    return re.findall(rf"^```{language}\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
+# ----------------------------------------------------------------------------------------------------- command lines
+
+LINES = {line: page for page in reversed(PAGES) for line in commands(read(page))}
+TARGETS = set(re.findall(r"^([a-z][a-z-]*):(?! export)", MAKEFILE, flags=re.MULTILINE))
 
 
-def section(title: str) -> str:
-    """Text under a heading, down to the next one of its level or above."""
-    level, text = re.search(rf"^(#+) {re.escape(title)}\n(.*)", README, flags=re.MULTILINE | re.DOTALL).groups()  # type: ignore[union-attr]
-    outside = re.split(rf"^#{{1,{len(level)}}} ", text, flags=re.MULTILINE)  # python blocks have no such lines
-    return outside[0]
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A folder with what commands read of a checkout's root."""
+    shutil.copytree(ROOT / "llm" / "configs", tmp_path / "llm" / "configs")
+    shutil.copytree(ROOT / "examples", tmp_path / "examples")
+    return tmp_path
 
 
-def command_lines() -> list[str]:
-    """Lines of the shell blocks, without comments."""
-    lines = (line.split("  #")[0].split("   #")[0].strip() for block in blocks("bash") for line in block.splitlines())
-    return [line for line in lines if line and not line.startswith("#")]
+@pytest.fixture(scope="module")
+def small_run(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Path]:
+    """Trains for two steps when first asked; gives the run directory."""
+    folder = tmp_path_factory.mktemp("trained")
+
+    def made() -> Path:
+        if not (folder / "run").exists():
+            shutil.copytree(ROOT / "llm" / "configs", folder / "llm" / "configs")
+            line = f"-m aent_llm train --config llm/configs/cpu_aent.yaml --output run {SMALL_RUN}"
+            run_command(line.split(), folder)
+        return folder / "run"
+
+    return made
 
 
-def commands_in_text() -> list[str]:
-    """``make ...`` and ``python ...`` in backticks."""
-    return re.findall(r"`((?:make|python) [^`]+)`", re.sub(r"^```.*?^```$", "", README, flags=re.MULTILINE | re.DOTALL))
+@pytest.mark.parametrize(
+    "line", [pytest.param(line, marks=pytest.mark.extra) if "sb3" in line else line for line in LINES]
+)
+def test_every_command_runs(line: str, root: Path, small_run: Callable[[], Path]) -> None:
+    accept(line, root, small_run)
 
 
-# ------------------------------------------------------------------------------------------------------------ make
+@pytest.mark.parametrize(
+    "line",
+    [
+        "make figurs",
+        "pip install -e '.[fligures]'",
+        "python -m toymdp lst",
+        "python -m toymdp list --tag nothing",
+        "python -m toymdp compare --methods fulll",
+        "python -m toymdp compare --settings nothing",
+        "python -m toymdp verify --sclae smoke",
+        "python -m paper_figures --only f99",
+        "python -m toymdp.bench --tokens 3",
+        "python -m aent_llm trian",
+        "python -m aent_llm train --config llm/configs/nothing.yaml",
+        "python -m aent_llm train --config llm/configs/cpu_aent.yaml --set entropy.suport=full",
+        "python -m aent_llm compare runs",
+        "python -m aent_llm.leaderboard run --methods nothing",
+        "accelerate launch --num_procs 4 -m aent_llm train --config llm/configs/gpu_aent.yaml",
+        "accelerate launch --num_processes 4 -m aent_llm train --config llm/configs/nothing.yaml",
+        "trl vllm-serve --model x --tensor-paralel 4",
+        "python -m nothing",
+        "python examples/nothing.py",
+    ],
+)
+def test_a_wrong_command_is_noticed(line: str, root: Path, small_run: Callable[[], Path]) -> None:
+    with pytest.raises((SystemExit, ValueError, AssertionError, OSError)):
+        accept(line, root, small_run)
 
-TARGETS = set(re.findall(r"^([a-z][a-z-]*):", MAKEFILE, flags=re.MULTILINE))
-MAKE_LINES = sorted({line for line in [*command_lines(), *commands_in_text()] if line.startswith("make ")})
+
+AS_PRINTED = [
+    (page, number)
+    for page in PAGES
+    for number, block in enumerate(blocks("bash", read(page)))
+    if re.search("^python ", block, flags=re.MULTILINE)
+]
+ELSEWHERE = (
+    "make",
+    "pip",
+    "accelerate",
+    "trl",
+    "git",
+    "cd",
+    "source",
+    "python examples/sb3",
+    "python -m aent_llm.study",
+)
+ELSEWHERE += ("python -m aent_llm.leaderboard", "python -m aent_llm.bench_gpu", "python -m paper_figures --only f14")
+NEEDS_GPU = re.compile(r"train --config llm/configs/(?!cpu_)(?!.*--dry-run)")
 
 
-@pytest.mark.parametrize("line", MAKE_LINES)
-def test_make_knows_what_is_named(line: str) -> None:
-    goals = [word for word in shlex.split(line)[1:] if "=" not in word]
-    settings = [word.partition("=")[0] for word in shlex.split(line)[1:] if "=" in word]
-    assert goals
-    assert set(goals) <= TARGETS
-    assert all(re.search(rf"^{name} \?= ", MAKEFILE, flags=re.MULTILINE) for name in settings)
+@pytest.mark.slow
+@pytest.mark.parametrize(("page", "number"), AS_PRINTED)
+def test_a_block_of_commands_runs_as_printed(page: str, number: int, root: Path) -> None:
+    """From top to bottom, nothing added; without what needs a GPU, an installation or hours."""
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    environment.pop("TRITON_INTERPRET", None)
+    for line in commands(f"```bash\n{blocks('bash', read(page))[number]}```"):
+        if not line.startswith(ELSEWHERE) and not NEEDS_GPU.search(line):
+            done = subprocess.run(
+                line, shell=True, capture_output=True, text=True, cwd=root, env=environment, check=False
+            )
+            assert done.returncode == 0, f"{line}\n{done.stderr[-2000:]}"
 
 
 def test_every_target_is_in_the_readme() -> None:
-    named = {word for line in MAKE_LINES for word in shlex.split(line)[1:]}
-    assert {"figures", "test"} <= TARGETS
+    named = {word for line in commands(README) if line.startswith("make ") for word in shlex.split(line)[1:]}
+    assert {"figures", "test", "notebooks", "docs"} <= TARGETS
     assert TARGETS - named == set()
 
 
-@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
 def test_make_figures_runs_the_figures_at_the_scale_asked_for() -> None:
     """A dry run: what would be executed."""
     done = subprocess.run(
@@ -87,114 +147,13 @@ def test_make_figures_runs_the_figures_at_the_scale_asked_for() -> None:
     assert "python -m paper_figures --scale smoke" in done.stdout
 
 
-# ------------------------------------------------------------------------------------------------ python command lines
-
-PYTHON_LINES = sorted({line for line in [*command_lines(), *commands_in_text()] if line.startswith("python ")})
-
-
-def accept(line: str) -> None:
-    """Parse a command line as its command would, and look up the names that it gives; raises if it would be refused."""
-    words = shlex.split(line)[1:]
-    if words[0] == "-m":
-        {
-            "toymdp": _accept_toymdp,
-            "paper_figures": _accept_figures,
-            "toymdp.bench": _accept_flags,
-            "aent.bench": _accept_flags,
-            "aent_llm": _accept_llm,
-            "aent_llm.bench": _accept_flags,
-            "aent_llm.bench_step": _accept_flags,
-            "aent_llm.bench_gpu": _accept_flags,
-            "aent_llm.kernel_code": _accept_flags,
-            "aent_llm.study": _accept_flags,
-            "aent_llm.leaderboard": _accept_flags,
-        }[words[1]](words[1], words[2:])
-    else:
-        assert (ROOT / words[0]).is_file(), words[0]
-        _accept_flags(words[0], words[1:])
-
-
-def _accept_toymdp(_: str, words: list[str]) -> None:
-    words = [word for word in words if word != "|"]  # "list | verify | compare" names three commands
-    if words == ["list", "verify", "compare"]:
-        for word in words:
-            _accept_toymdp(_, [word])
-        return
-    options = toymdp_command._parser(with_compare=words[0] == "compare").parse_args(words)
-    if words[0] == "list":
-        assert suite.select(*options.tag)
-    if words[0] == "compare":
-        assert options.methods == ["all"] or set(options.methods) <= set(compare.METHODS)
-        assert all(suite.setting(name) for name in options.settings or ())
-
-
-def _accept_figures(_: str, words: list[str]) -> None:
-    registry.resolve(figures_command._parser().parse_args(words).only)
-
-
-def _accept_llm(_: str, words: list[str]) -> None:
-    if "|" in words:  # "train | eval | calibrate | compare" names four commands
-        assert set(words) - {"|"} == set(llm_command.COMMANDS)
-        return
-    module = importlib.import_module("aent_llm." + llm_command.COMMANDS[words[0]][0])
-    options = module._parser().parse_args(words[1:])
-    if words[0] == "train":
-        assert (ROOT / options.config).is_file(), options.config
-
-
-def _accept_flags(module: str, words: list[str]) -> None:
-    """Scripts that build their parser inside ``main``: the flags are read off their source, values are not checked."""
-    place = "llm/" * module.startswith("aent_llm")
-    file = ROOT / (module if module.endswith(".py") else place + module.replace(".", "/") + ".py")
-    calls = [node for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))) if isinstance(node, ast.Call)]
-    names = [call.args[0].value for call in calls if getattr(call.func, "attr", "") == "add_argument"]  # type: ignore[attr-defined]
-    unknown = [word for word in words if word.startswith("-") and word not in names]
-    assert not unknown, f"{file.name} has no {unknown}"
-
-
-@pytest.mark.parametrize("line", PYTHON_LINES)
-def test_python_commands_are_accepted(line: str) -> None:
-    accept(line)
-
-
-@pytest.mark.parametrize(
-    "line",
-    [
-        "python -m toymdp lst",
-        "python -m toymdp list --tag nothing",
-        "python -m toymdp compare --methods fulll",
-        "python -m toymdp compare --settings nothing",
-        "python -m toymdp verify --sclae smoke",
-        "python -m paper_figures --only f99",
-        "python -m paper_figures --scale big",
-        "python -m toymdp.bench --tokens 3",
-        "python -m aent_llm trian",
-        "python -m aent_llm train --config llm/configs/nothing.yaml",
-        "python -m aent_llm compare --baselin x",
-        "python -m nothing",
-        "python examples/nothing.py",
-    ],
-)
-def test_a_wrong_command_is_noticed(line: str) -> None:
-    with pytest.raises((SystemExit, ValueError, AssertionError, KeyError)):
-        accept(line)
-
-
-@pytest.mark.parametrize(
-    "argv",
-    [
-        ["list"],
-        ["compare", "--scale", "smoke", "--methods", "none", "full", "keep100", "--steps", "3", "--jobs", "1"],
-    ],
-)
-def test_toymdp_commands_run(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert toymdp_command.main(argv) == 0
-    assert capsys.readouterr().out.count("\n") > 5
-
-
-def test_a_figure_is_made(tmp_path: Path) -> None:
-    assert figures_command.main(["--scale", "smoke", "--only", "f1", "--out", str(tmp_path), "--jobs", "1"]) == 0
-    assert {"report.html", "f1_one_step.png", "f1_one_step.csv"} <= {path.name for path in tmp_path.iterdir()}
+def test_make_clean_keeps_what_is_yours(root: Path) -> None:
+    shutil.copy(ROOT / "Makefile", root)
+    for folder in (".venv", "site", "paper_figures/out", "runs/mine"):
+        (root / folder).mkdir(parents=True)
+    subprocess.run(["make", "clean"], cwd=root, check=True, capture_output=True)
+    assert not any((root / gone).exists() for gone in (".venv", "site", "paper_figures/out"))
+    assert (root / "runs" / "mine").is_dir()
 
 
 @pytest.mark.parametrize(
@@ -202,9 +161,12 @@ def test_a_figure_is_made(tmp_path: Path) -> None:
     [
         (["toymdp", "verify", "--scale", "smoke"], "as claimed"),
         (["aent.bench", "--rows", "2", "--vocabulary", "500"], "numpy.partition"),
+        (["paper_figures", "--help"], "--only"),
+        (["aent_llm", "--help"], "calibrate"),
     ],
 )
 def test_modules_run_as_commands(argv: list[str], printed: str) -> None:
+    """The other tests call ``main`` in this process."""
     done = subprocess.run([sys.executable, "-m", *argv], capture_output=True, text=True, cwd=ROOT, check=True)
     assert printed in done.stdout
 
@@ -214,7 +176,7 @@ def test_modules_run_as_commands(argv: list[str], printed: str) -> None:
 
 def tree() -> set[str]:
     """Paths of the annotated tree, relative to the root."""
-    (drawing,) = blocks("", section("The tree"))
+    (drawing,) = blocks("", section("The tree", README))
     paths, above = set(), []
     for line in drawing.splitlines():
         if found := re.match(r"([│ ]*)[├└]── (\S+)", line):
@@ -240,23 +202,17 @@ def test_every_file_of_a_package_is_in_the_tree() -> None:
     assert files - tree() == set()
 
 
-def test_links_lead_somewhere() -> None:
-    prose = re.sub(r"^```.*?^```$", "", README, flags=re.MULTILINE | re.DOTALL)
-    links = [link for link in re.findall(r"\]\(([^)\s]+)\)", prose) if not link.startswith("https://")]
-    assert len(links) > 8
-    assert [link for link in links if not _leads_somewhere(link)] == []
-    assert not _leads_somewhere("aent/nothing.py")
-    assert not _leads_somewhere("PAPER.md#nothing")
-    assert not _leads_somewhere("#nothing")
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page: str) -> None:
+    assert [link for link in links(read(page)) if not leads_somewhere(link, page)] == []
 
 
-def _leads_somewhere(link: str) -> bool:
-    path, _, anchor = link.partition("#")
-    target = ROOT / path if path else ROOT / "README.md"
-    if not anchor or not target.is_file():
-        return target.exists()
-    headings = re.findall(r"^#+ (.*)$", target.read_text(encoding="utf-8"), flags=re.MULTILINE)
-    return anchor in {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+def test_a_dead_link_is_noticed() -> None:
+    assert len(links(README)) > 8
+    assert not leads_somewhere("aent/nothing.py", "README.md")
+    assert not leads_somewhere("PAPER.md#nothing", "README.md")
+    assert not leads_somewhere("#nothing", "README.md")
+    assert not leads_somewhere("PAPER.md", "llm/README.md")
 
 
 def test_the_figure_is_small_and_described() -> None:
@@ -273,15 +229,17 @@ def test_the_number_of_figures_is_right() -> None:
 
 
 def test_six_files_to_read() -> None:
-    links = re.findall(r"^\d\. \[([^]]+)\]\(([^)]+)\)", section("Six files, in reading order"), flags=re.MULTILINE)
+    links = re.findall(
+        r"^\d\. \[([^]]+)\]\(([^)]+)\)", section("Six files, in reading order", README), flags=re.MULTILINE
+    )
     assert len(links) == 6
     assert all(name == target for name, target in links)
 
 
-@pytest.mark.parametrize("page", ["README.md", "PAPER.md"])
+@pytest.mark.parametrize("page", PAGES)
 def test_no_paths_of_one_machine(page: str) -> None:
     local = r"(?<![\w.:/])(?:/(?:work|tmp|home|root|Users|mnt|opt|scratch|data)/|~/|[A-Z]:\\)"
-    assert re.findall(local, (ROOT / page).read_text(encoding="utf-8")) == []
+    assert re.findall(local, read(page)) == []
     assert re.search(local, "see /home/me/x")
     assert not re.search(local, "aent/data/x and https://arxiv.org/home/x")
 
@@ -299,7 +257,7 @@ def test_extras_exist() -> None:
 
 
 def test_citations_have_a_title_and_an_id() -> None:
-    (entries,) = blocks("bibtex")
+    (entries,) = blocks("bibtex", README)
     papers = re.findall(r"@misc\{([\w-]+),(.*?)^\}", entries, flags=re.MULTILINE | re.DOTALL)
     assert len(papers) == entries.count("@")
     for key, body in papers:
@@ -332,7 +290,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], dict
 
 
 def only_block(title: str) -> str:
-    (code,) = blocks("python", section(title))
+    (code,) = blocks("python", section(title, README))
     return code
 
 
@@ -345,8 +303,8 @@ def test_adding_takes_under_thirty_lines(title: str) -> None:
 def test_no_block_is_forgotten() -> None:
     """Every block of python in the README is run by one of the tests below."""
     run_below = ["In your own trainer", "an MDP", "an estimator", "a controller", "a method"]
-    assert len(blocks("python")) == len(run_below) + len(blocks("python", section("Commands")))
-    assert len(blocks("python", section("Commands"))) == 2
+    assert len(blocks("python", README)) == len(run_below) + len(blocks("python", section("Commands", README)))
+    assert len(blocks("python", section("Commands", README))) == 2
 
 
 def test_the_trainer_block_moves_the_logits_towards_more_entropy(run: Callable[[str], dict[str, Any]]) -> None:
@@ -361,14 +319,14 @@ def test_the_trainer_block_moves_the_logits_towards_more_entropy(run: Callable[[
 
 
 def test_the_gymnasium_block_is_about_the_named_problem(run: Callable[[str], dict[str, Any]]) -> None:
-    names = run(blocks("python", section("Commands"))[0])
+    names = run(blocks("python", section("Commands", README))[0])
     assert names["info"]["optimal_value"] == pytest.approx(1.0)
     assert names["env"].action_space.n == 10_000
     assert names["envs"].num_envs == 256
 
 
 def test_the_sweep_block_gives_the_numbers_of_a_plain_call(run: Callable[[str], dict[str, Any]]) -> None:
-    names = run(blocks("python", section("Commands"))[1])
+    names = run(blocks("python", section("Commands", README))[1])
     here = compare.compare([names["cell"]], ["none", "full"], compare.Budget(2, 4), n_jobs=1)
     assert here.equals(names["rows"])
 
@@ -388,7 +346,7 @@ def test_the_new_mdp_needs_its_bonus(run: Callable[[str], dict[str, Any]]) -> No
 
 
 def test_the_new_setting_is_listed_and_solved() -> None:
-    (call,) = re.findall(r"`(_tree\([^`]+\))`", section("an MDP"))
+    (call,) = re.findall(r"`(_tree\([^`]+\))`", section("an MDP", README))
     made = eval(call, {"_tree": suite._tree})
     assert made.name not in suite.SETTINGS
     facts = {key: made.options[key] for key in ("actions", "optimal", "horizon")}

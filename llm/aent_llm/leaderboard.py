@@ -127,6 +127,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time (default: 2)")
     parser.add_argument("--out", type=Path, default=Path("paper_figures/records/llm_methods.jsonl"))
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override for every run")
+    parser.add_argument("--dry-run", action="store_true", help="list the runs; run nothing")
     options = parser.parse_args(argv)
     if options.stage == "record":
         runs = record(options.folder, options.out, curves=("reward", "entropy/full"), per_problem=False)
@@ -138,7 +139,7 @@ def main(argv: list[str] | None = None) -> int:
         for seed in options.seeds
         for name in options.methods or ARMS
     ]
-    return run_all(runs, options.folder / "leaderboard", options.config, options.set, options.jobs)
+    return run_all(runs, options.folder / "leaderboard", options)
 
 
 if __name__ == "__main__":

@@ -120,12 +120,15 @@ def run_arm(arm: Any, seed: int, folder: Path, config: Path, extra: list[str]) -
     return done.returncode
 
 
-def run_all(runs: list[tuple[Any, int]], folder: Path, config: Path, overrides: list[str], n_jobs: int) -> int:
-    """Every (arm, seed), ``n_jobs`` at a time; the exit code: 1 if one failed."""
-    extra = [f"--set={one}" for one in overrides]
+def run_all(runs: list[tuple[Any, int]], folder: Path, options: argparse.Namespace) -> int:
+    """Every (arm, seed), ``options.jobs`` at a time; the exit code: 1 if one failed. ``--dry-run`` only lists them."""
     print(f"{len(runs)} runs into {folder}")
-    jobs = [joblib.delayed(run_arm)(arm, seed, folder, config, extra) for arm, seed in runs]
-    failed = sum(code != 0 for code in joblib.Parallel(n_jobs=n_jobs, verbose=10)(jobs))
+    if options.dry_run:
+        print("\n".join(f"{arm.name}/seed-{seed}" for arm, seed in runs))
+        return 0
+    extra = [f"--set={one}" for one in options.set]
+    jobs = [joblib.delayed(run_arm)(arm, seed, folder, options.config, extra) for arm, seed in runs]
+    failed = sum(code != 0 for code in joblib.Parallel(n_jobs=options.jobs, verbose=10)(jobs))
     print(f"{failed} failed; see the .log files" if failed else "all finished")
     return 1 if failed else 0
 
@@ -134,6 +137,9 @@ def record(folder: Path, out: Path, *, curves: Sequence[str] = CURVES, per_probl
     """One JSON line per finished run: setting, seed, curves, evaluations; the provenance of the first run, once.
 
     ``per_problem`` keeps what was measured on every held-out problem, not only the means.
+
+    Raises:
+        FileExistsError: ``out`` is there. FileNotFoundError: no run in ``folder`` is finished.
     """
     if out.exists():
         raise FileExistsError(f"{out} exists; nothing was overwritten. Remove it or choose another --out")
@@ -159,6 +165,8 @@ def record(folder: Path, out: Path, *, curves: Sequence[str] = CURVES, per_probl
                 "seconds": result["seconds"],
             }
         )
+    if not lines:
+        raise FileNotFoundError(f"no finished run in {folder}: nothing to record")
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     return len(lines) - 1
@@ -174,6 +182,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time (default: 2)")
     parser.add_argument("--out", type=Path, default=Path("paper_figures/records/llm_tiny.jsonl"))
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override for every run")
+    parser.add_argument("--dry-run", action="store_true", help="list the runs; run nothing")
     options = parser.parse_args(argv)
     if options.stage == "record":
         print(f"{record(options.folder, options.out)} runs -> {options.out}")
@@ -182,7 +191,7 @@ def main(argv: list[str] | None = None) -> int:
     arms = sweep_arms() if options.stage == "sweep" else compare_arms(best_coefficients(options.folder / "sweep"))
     seeds = options.seeds or ([100, 101] if options.stage == "sweep" else [0, 1, 2, 3, 4])
     runs = [(arm, seed) for seed in seeds for arm in arms]
-    return run_all(runs, folder, options.config, options.set, options.jobs)
+    return run_all(runs, folder, options)
 
 
 def _accuracies(folder: Path) -> list[float]:
