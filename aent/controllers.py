@@ -16,7 +16,8 @@ per unit of coefficient: H_0 is the entropy without a bonus. Write L = step_size
 
 If the measurement comes one step later the limits are 1/4 (overshoot) and 1 (stability). If the entropy follows slowly,
 H_{k+1} = a H_k + (1 - a)(H_0 + gain * c_k), they are (1 - sqrt a)/(1 + sqrt a) and 2 (1 + a)/(1 - a): a slow policy is
-harder to throw off but overshoots from a smaller L. A real policy is nonlinear too: guides, not guarantees.
+harder to throw off but overshoots from a smaller L. Both together are stable for L < 1 whatever the lag (the product of
+the two roots is a + (1 - a) L): the delay decides. A real policy is nonlinear too: guides, not guarantees.
 
 Left out: per-sample and per-token rules (``shaping.py``), and any decision *whether* to measure: always measure, also
 at coefficient zero, so that no controller can switch itself off.
@@ -213,9 +214,9 @@ class _Boxed(Controller):
 class Band(_Boxed):
     """AEnt's rule: a dead band [low, high] of entropy, projected onto a box of coefficients.
 
-    c' = Proj_[minimum, maximum][ c - step_size * (min(0, H - low) + max(0, H - high)) ]: below the band the coefficient
-    grows in proportion to the miss, above it shrinks, inside it rests. The first ``warmup_steps`` measurements leave
-    it alone.
+    ``c' = Proj_[minimum, maximum][ c - step_size * (min(0, H - low) + max(0, H - high)) ]``: below the band the
+    coefficient grows in proportion to the miss, above it shrinks, inside it rests. The first ``warmup_steps``
+    measurements leave it alone.
 
     Fixed point: every (c, H(c)) with low <= H <= high; an end of the box when the band is out of reach.
     Stable for L = step_size * gain <= 1 without leaving the band again once inside; for 1 < L <= 2 a miss m overshoots

@@ -86,7 +86,7 @@ def effect(lines: Frame, ours: tuple[str, str], theirs: tuple[str, str]) -> str:
 
 def verdict(df: Frame) -> Verdict:
     """The two published steps from the plain bonus, and the same with a strong clamp, in every cell."""
-    base, told, gains = ("full", "constant"), [], []
+    base, told, helped = ("full", "constant"), [], {}
     for cell in dict.fromkeys(df.cell):
         lines = table(df, cell)
         adaptive = max((c for c in CONTROLLERS if c != "constant"), key=lambda c: lines.loc[("full", c), "final"])
@@ -99,13 +99,16 @@ def verdict(df: Frame) -> Verdict:
             f"the best other controller on full entropy ({adaptive})": ("full", adaptive),
         }
         effects = {label: effect(lines, ours, base) for label, ours in steps.items()}
-        gains += [resolved(lines.loc[steps[label]], lines.loc[base], GAIN) > 0 for label in ("clamp p = .33", "band")]
+        for label in ("clamp p = .33", "band"):
+            helped[f"{label} ({cell})"] = resolved(lines.loc[steps[label]], lines.loc[base], GAIN) > 0
         told.append(
             f"{cell}: no bonus {lines.loc[('none', 'none'), 'final']:.2f}, full and constant "
             f"{lines.loc[base, 'final']:.2f}; " + ", ".join(f"{label} {text}" for label, text in effects.items())
         )
-    status = "holds" if all(gains) else "holds only if" if any(gains) else "fails"
-    return Verdict(status, "Change of the final value from full entropy with a constant. " + ". ".join(told) + ".")
+    published = ", ".join(name for name, yes in helped.items() if yes) or "none"
+    lead = f"Published steps that help by themselves: {published}. Change of the final value from full entropy with a "
+    status = "holds" if all(helped.values()) else "holds only if" if any(helped.values()) else "fails"
+    return Verdict(status, f"{lead}constant. {'. '.join(told)}.")
 
 
 # ---------------------------------------------------------------------------------------------------------- drawing

@@ -29,14 +29,15 @@ from paper_figures.verdicts import Verdict
 TITLE = "One optimisation step: whom does the entropy bonus pay?"
 CLAIM = """A full entropy bonus spends itself on the huge tail of meaningless tokens; a clamped bonus on the plausible
 alternatives."""
-CAPTION = """Policy mass by class of token before (grey) and after one exact step without bonus, with the full entropy
+CAPTION = """Policy mass by class of token before (hollow) and after one exact step without bonus, with the full entropy
 bonus and with the clamped one (bonus over the six plausible tokens; coefficient .2). Bars: mean over random
 instances; whiskers: their 5-95% range. The percentages say where the bonus itself put the mass it moved on the design
 instance. Plain gradient and Adam take the step size whose unregularised step is as far (in KL) as the natural step of
 size 1. Instance, step and coefficient are our own design: the numbers of the published picture are not public."""
 ALT = """Three bar charts, one per optimiser (natural gradient, plain gradient, Adam). Each shows the probability of
-the decoy, the optimum, other plausible tokens and the tail, before and after one step with no, full and clamped
-bonus."""
+the decoy, the optimum, other plausible tokens and the tail of 100,000 tokens, before and after one step with no, full
+and clamped bonus. With the natural gradient the full bonus pays the tail almost alone; with the other two it mostly
+pays plausible tokens."""
 
 COEFFICIENT = 0.2
 MASS = {"decoy": 0.62, "optimum": 0.03, "plausible": 0.33, "tail": 0.02}

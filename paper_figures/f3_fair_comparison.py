@@ -156,6 +156,21 @@ def _pair(row: Row, name: str, scale: Scale) -> Frame:
     return whole.assign(group=row.group, cell=f"{row.group}: {row.label}", method=name)
 
 
+def report_table(df: Frame) -> list[list[str]]:
+    """The tuned value of every method in every cell: value [95% interval] at its coefficient or band."""
+    summary = summarise(df).set_index(["cell", "method"])
+    names = [name for name in METHODS if name in set(df["method"])]
+    rows = [["cell", *(METHODS[name].label for name in names)]]
+    for cell in dict.fromkeys(df["cell"]):
+        own = summary.loc[cell]
+        rows.append([str(cell), *(_cell_text(own.loc[name]) if name in own.index else "" for name in names)])
+    return rows
+
+
+def _cell_text(line: Any) -> str:
+    return f"{line['final']:.2f} [{line['low']:.2f}, {line['high']:.2f}] at {line['strength']:g}"
+
+
 # ---------------------------------------------------------------------------------------------------------- drawing
 
 

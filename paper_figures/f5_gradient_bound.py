@@ -33,10 +33,10 @@ CAPTION = """Left: every dot is one policy (random, collapsed, or met along exac
 bonus; bandits, trees and stochastic MDPs). Grey dashes: the published bound 2 R H; line: the sharp bound 0.5101 R H,
 reached by the uniform two-armed bandit (diamond). The star is the uniform policy over 10⁵ tokens with one optimum:
 much entropy, no gradient. Right: training of sparse token trees from a pre-trained-like policy: without bonus the
-gradient dies while the gap to the optimum stays; line ends are marked."""
+gradient can die while the gap to the optimum stays; line ends are marked."""
 ALT = """Left, a log-log scatter of gradient norm against entropy; all dots lie below the sharp bound, one touches it.
-Right, training runs as lines of gap to the optimum against gradient norm: runs without bonus end with a vanished
-gradient and a gap of one half."""
+Right, training runs as lines of gap to the optimum against gradient norm: runs that get stuck end
+with a vanished gradient and a gap of one half."""
 
 SOURCES = {
     "random policy": ("#8A8F98", "o"),

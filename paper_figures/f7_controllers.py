@@ -32,12 +32,12 @@ CLAIM = """An adaptive coefficient keeps the entropy in its band, where a consta
 learning."""
 CAPTION = """Measured token entropy (over the bonus' own support) and coefficient along training, median and quartiles
 over seeds, for every rule of aent.controllers, with the bonus over all tokens and over the 100 likeliest. Shaded: the
-band .4 to .8 nats; rules with a target aim at .6. Last column: the same rules on a simulated plant; in the shaded
+band .4 to .8 nats; rules with a target aim at .6. Lower right: the same rules on a simulated plant; in the shaded
 time the target is out of reach. The same entropy is not the same policy: compare the final values printed in the
 panels."""
-ALT = """Pairs of small charts, entropy above coefficient, for seven controllers, each with full and clamped bonus,
-and one pair for a simulated plant with a disturbance. Closed-loop rules bring the entropy to the band; final values
-with the clamped bonus are higher at the same entropy."""
+ALT = """Eight pairs of small charts over training steps, entropy above coefficient: seven controllers (constant,
+schedule, band, bang-bang, anchored, PI, dual), each with the full and the clamped bonus as lines with quartiles, the
+band shaded and the final values printed; and the closed-loop rules on a simulated plant with a disturbance."""
 
 SETTING = "bandit-1e4-n5"
 LOW, HIGH, TARGET = 0.4, 0.8, 0.6

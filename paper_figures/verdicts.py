@@ -11,8 +11,8 @@ STATUSES = ("holds", "holds only if", "fails", "not resolved")
 class Verdict:
     """A status and some sentences whose numbers are computed from the figure's own data.
 
-    ``holds only if``: under a condition that the sentences name. ``fails``: the data do not bear the claim out; the
-    sentences say whether they contradict it or whether it is not resolved by the runs there are.
+    ``holds only if``: under a condition that the sentences name. ``fails``: the data do not bear the claim out.
+    ``not resolved``: the runs scatter too much to say either.
     """
 
     status: str

@@ -20,7 +20,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 LAZY = {"aent/bench.py": {"torch"}, "toymdp/bench.py": {"torch"}, "llm/aent_llm/rewards.py": {"<decided at run time>"}}
-MATPLOTLIB = {"matplotlib", "cycler"}  # colour cycles cannot be set without its own cycler
+MATPLOTLIB = {"matplotlib", "cycler", "PIL"}  # colour cycles cannot be set without its own cycler; Pillow comes with it
 # pyyaml's import name; vLLM is one of two extras and imported inside functions; the next two come with datasets, Triton
 # with CUDA builds of torch, so that only kernels.py may need it to be imported at all (tests/llm/test_kernels.py)
 LLM = {"yaml", "vllm", "numpy", "pyarrow", "huggingface_hub", "triton"}

@@ -1,14 +1,12 @@
-"""The command, its refusals, the folder it leaves, and the report."""
+"""The command, its refusals and the folder it leaves."""
 
-import re
 import subprocess
 import sys
-from html.parser import HTMLParser
 
 import pytest
 
 from paper_figures import __main__ as command
-from paper_figures import output, registry, report
+from paper_figures import output, registry
 from paper_figures.scale import Scale
 from paper_figures.verdicts import Verdict
 
@@ -19,55 +17,6 @@ def made(tmp_path_factory):
     folder = tmp_path_factory.mktemp("figures") / "out"
     assert command.main(["--scale", "smoke", "--only", "f6", "one_step", "--out", str(folder), "--jobs", "1"]) == 0
     return folder
-
-
-class Page(HTMLParser):
-    """What the page loads, says about images, and links to."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.images, self.loads, self.links, self.tags = [], [], [], set()
-        self.feed(text)
-
-    def handle_starttag(self, tag, attrs):
-        attributes = dict(attrs)
-        self.tags.add(tag)
-        if tag == "img":
-            self.images.append(attributes)
-        self.loads += [attributes[name] for name in ("src", "srcset", "data", "poster") if name in attributes]
-        if tag == "link":
-            self.loads.append(attributes.get("href"))
-        if tag == "a":
-            self.links.append(attributes["href"])
-
-
-def test_report_holds_every_figure_and_loads_nothing(made):
-    text = (made / "report.html").read_text()
-    page = Page(text)
-    assert [record.stem for record in output.records(made)] == ["f1_one_step", "f6_bias"]
-    assert len(page.images) == 2
-    assert all(len(image["alt"]) > 100 for image in page.images)
-    assert page.loads
-    assert all(address.startswith("data:image/png;base64,") for address in page.loads)
-    assert not page.tags & {"script", "link", "iframe", "object"}
-    assert not re.search(r"https?://|url\(|@import", text)
-    for link in page.links:
-        assert link.startswith("#") or (made / link).is_file(), link
-    for record in output.records(made):
-        assert record.sentence.split(".")[0] in text.replace("&#x27;", "'").replace("\u00a0", " ")
-        assert f"badge {report.BADGES[record.status][0]}" in text
-
-
-def test_report_says_where_it_comes_from(made):
-    text = (made / "report.html").read_text()
-    for fact in (
-        "smoke scale",
-        "seed 0",
-        output.commit(output.records(made)[0].provenance),
-        "numpy",
-        "prefers-color-scheme",
-    ):
-        assert fact in text
 
 
 def test_figures_are_replaced_whole_and_named_apart(made, capsys):
@@ -161,11 +110,6 @@ def test_scale_and_verdict_refuse_nonsense():
         Scale("tiny")
     with pytest.raises(ValueError, match="holds only if"):
         Verdict("maybe", "")
-
-
-def test_an_empty_folder_has_no_report(tmp_path):
-    with pytest.raises(ValueError, match="python -m paper_figures"):
-        report.render(tmp_path)
 
 
 def test_the_commit_says_whether_the_code_was_changed():
