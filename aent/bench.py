@@ -26,7 +26,7 @@ def selection_benchmark(rows: int = 1000, vocabulary: int = 150_000) -> list[dic
     """Seconds of each method over ``rows`` rows; torch only if it is installed.
 
     Returns:
-        One record per method: ``task`` (which cut), ``method``, ``milliseconds_per_row``, ``ratio_to_partition``.
+        One record per method, with ``task`` (which cut), ``method``, ``milliseconds_per_row``, ``ratio_to_partition``.
 
     Raises:
         ValueError: no rows, or too few tokens to cut.

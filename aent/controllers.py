@@ -53,7 +53,12 @@ Scalar = float | int | np.floating | np.ndarray
 
 @dataclass(frozen=True)
 class State:
-    """What a controller carries: the coefficient in use, the number of updates made, and its own memory."""
+    """What a controller carries: the coefficient in use, the number of updates made, and its own memory.
+
+    Examples:
+        >>> State(0.01, step=3).to_dict()  # what belongs into a checkpoint
+        {'coefficient': 0.01, 'step': 3, 'memory': None}
+    """
 
     coefficient: Any
     step: int = 0
@@ -122,6 +127,10 @@ def controller_from_dict(saved: dict[str, Any]) -> Controller:
 
     Raises:
         ValueError: unknown type (with a suggestion), missing or unknown keys, invalid values.
+
+    Examples:
+        >>> controller_from_dict({"type": "Constant", "coefficient": 0.01})
+        Constant(coefficient=0.01)
     """
     saved = dict(saved)
     name = saved.pop("type", None)
@@ -141,6 +150,11 @@ class Constant(Controller):
     """A coefficient that never moves; 0 is "no regularisation".
 
     Fixed point: itself. Stable always; it holds no entropy anywhere.
+
+    Examples:
+        >>> sweep = Constant(np.array([0.0, 0.01]))  # two runs, the first without a bonus
+        >>> sweep.update(sweep.init(), np.array([1.2, 1.5])).coefficient.tolist()
+        [0.0, 0.01]
     """
 
     coefficient: Scalar = 0.0
@@ -223,6 +237,12 @@ class Band(_Boxed):
     by (L - 1) m, which jumps over a band of width w = high - low when (L - 1) m > w, and still settles (L = 2: only
     because w > 0). For L > 2 misses below w / (L - 2) settle and larger ones grow to the ends of the box.
 
+    Examples:
+        >>> rule = Band(0.1, low=1.0, high=2.0, step_size=0.05, minimum=0.0, maximum=0.2)
+        >>> measured = (0.4, 1.5, 3.0)  # below the band, inside it, above it
+        >>> [round(rule.update(rule.init(), one).coefficient, 6) for one in measured]
+        [0.13, 0.1, 0.05]
+
     Reference: arXiv 2509.03493, Eq. 4.1.
     """
 
@@ -292,6 +312,12 @@ class Anchored(_Boxed):
     Fixed point: H = ratio * (first measurement) when reachable inside the box, else an end of the box. Stable for
     L = step_size * gain < 2, without overshoot for L <= 1.
 
+    Examples:
+        >>> rule = Anchored(step_size=0.1, maximum=1.0, ratio=0.5)
+        >>> state = rule.update(rule.init(), 2.0)  # the first measurement sets the target: 1 nat
+        >>> round(rule.update(state, 0.6).coefficient, 6)  # 0 + 0.1 * (1 - 0.6)
+        0.04
+
     Reference: arXiv 2510.10959 (initial-anchored target entropy, dynamic global adjustment); ratio 0.4 is the value
     seen in notes about it. The update is this project's own design.
     """
@@ -322,6 +348,13 @@ class ProportionalIntegral(_Boxed):
     Fixed point: H = target with c = integral * S, when reachable and integral > 0. Stable for
     gain * (proportional + integral / 2) < 1. With integral = 0 (P control; ``initial`` is then used once) the limit is
     gain * proportional < 1 and an offset (target - H_0) / (1 + gain * proportional) remains.
+
+    Examples:
+        >>> rule = ProportionalIntegral(target=1.0, proportional=0.1, integral=0.01)
+        >>> first = rule.update(rule.init(), 0.5)  # 0.1 * 0.5 + 0.01 * 0.5
+        >>> second = rule.update(first, 0.5)  # the same miss again: the integral has doubled
+        >>> round(first.coefficient, 6), round(second.coefficient, 6)
+        (0.055, 0.06)
 
     Reference: EntroPIC, arXiv 2511.15248: its alpha is minus this coefficient (K_p 1, K_i 0.01, target 0.1, box
     [-1, 1]) and weighs positive samples (1 + alpha), negative ones (1 - alpha); the anti-windup is ours.
@@ -360,6 +393,11 @@ class Dual(_Boxed):
     Fixed point: H = target when reachable; when the constraint is slack c falls to ``minimum``, when unreachable it
     rises to ``maximum``. Stable for step_size * gain * c < 2 at the c of the fixed point, which on the static plant is
     step_size * (target - H_0) < 2; without overshoot nearby for <= 1.
+
+    Examples:
+        >>> rule = Dual(target=1.0, step_size=1.0, initial=0.01, minimum=1e-4, maximum=1.0)
+        >>> round(rule.update(rule.init(), 1 - math.log(2)).coefficient, 6)  # log 2 below the target: doubled
+        0.02
 
     Reference: Haarnoja et al., arXiv 1812.05905, automatic temperature adjustment.
     """

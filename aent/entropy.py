@@ -101,6 +101,12 @@ class DropLowest:
 
     A share by *count*, not by probability mass: not nucleus sampling.
 
+    Examples:
+        >>> DropLowest(0.5).weights(np.array([0.0, 3.0, 1.0, 2.0])).tolist()
+        [0.0, 1.0, 0.0, 1.0]
+        >>> DropLowest(0.33).kept(151_936)  # int(50138.88) are dropped
+        101798
+
     Reference: arXiv 2509.03493, clamped token set A(s); ``int(V * p)`` as in the authors' code.
     """
 
@@ -122,7 +128,12 @@ class DropLowest:
 
 @dataclass(frozen=True)
 class TopK:
-    """The ``k`` tokens of highest logit; all of them when the vocabulary is smaller."""
+    """The ``k`` tokens of highest logit; all of them when the vocabulary is smaller.
+
+    Examples:
+        >>> float(round(entropy(np.zeros(5), support=TopK(2)), 6))  # five equal tokens share two places: log 2
+        0.693147
+    """
 
     k: int
 
@@ -141,6 +152,10 @@ class TopK:
 @dataclass(frozen=True)
 class Nucleus:
     """The smallest set of most probable tokens that holds at least ``mass``, 0 < mass <= 1; the crossing token is kept.
+
+    Examples:
+        >>> support_weights(np.log([0.5, 0.3, 0.15, 0.05]), Nucleus(0.7)).tolist()  # 0.5 is too little, 0.8 enough
+        [1.0, 1.0, 0.0, 0.0]
 
     Reference: SIREN (arXiv 2509.25133) takes its entropy over a nucleus; its code leaves the crossing token out and
     can end with an empty set, this rule cannot.
@@ -162,6 +177,10 @@ class Tsallis:
 
     Its gradient at the logits is -p (p - sum p^2): quadratic in p, so that a thin tail is paid next to nothing; the
     policy that it and a reward make optimal gives most tokens exactly zero (sparsemax). Largest value (1 - 1/V) / 2.
+
+    Examples:
+        >>> float(round(entropy(np.log([0.5, 0.25, 0.25]), support=Tsallis()), 6))  # (1 - 1/4 - 1/16 - 1/16) / 2
+        0.3125
 
     Reference: arXiv 1709.06293.
     """
@@ -193,7 +212,7 @@ def support_weights(logits: Float[Any, "*batch V"], support: Support) -> Float[A
         TypeError: not a floating array of float32/float64, or not a support rule.
         ValueError: NaN or +inf logits, a row of only -inf, an empty vocabulary.
 
-    Example:
+    Examples:
         >>> support_weights(np.array([2.0, 1.0, 1.0, 0.0]), TopK(2)).tolist()
         [1.0, 0.5, 0.5, 0.0]
     """
@@ -220,7 +239,9 @@ def entropy(
     Raises:
         TypeError, ValueError: as ``support_weights``; ValueError for a temperature that is not positive.
 
-    Example:
+    Examples:
+        >>> float(round(entropy(np.log([0.5, 0.25, 0.25])), 6))  # 1/2 log 2 + 1/2 log 4
+        1.039721
         >>> float(round(entropy(np.array([2.0, 1, 0, -1, -2, -3]), support=DropLowest(0.5)), 6))
         0.832396
 
@@ -237,6 +258,10 @@ def clamped_entropy(logits: Float[Any, "*batch V"], *, drop: float, temperature:
 
     Raises:
         TypeError, ValueError: as ``entropy``; ValueError for a share outside [0, 1).
+
+    Examples:
+        >>> float(round(clamped_entropy(np.log([0.4, 0.4, 0.1, 0.1]), drop=0.5), 6))  # two equal tokens left: log 2
+        0.693147
     """
     return entropy(logits, support=DropLowest(drop), temperature=temperature)
 
@@ -254,6 +279,10 @@ def entropy_gradient(
 
     Raises:
         TypeError, ValueError: as ``entropy``.
+
+    Examples:
+        >>> entropy_gradient(np.log([0.5, 0.25, 0.25])).round(6).tolist()  # (-1/4, 1/8, 1/8) log 2
+        [-0.173287, 0.086643, 0.086643]
 
     Reference: gradient of H~ with A(s) frozen, as the authors' code masks without gradient.
     """
@@ -281,6 +310,11 @@ def entropy_split(logits: Float[Any, "*batch V"], support: Support, *, temperatu
 
     Raises:
         TypeError, ValueError: as ``entropy``; ValueError for ``Tsallis``, which has no chain rule of this form.
+
+    Examples:
+        >>> split = entropy_split(np.log([0.3, 0.3, 0.2, 0.2]), TopK(2))
+        >>> [float(round(part, 4)) for part in split]  # clamped and tail: two equal tokens each, log 2
+        [1.3662, 0.6931, 0.6931, 0.673, 0.4]
 
     Reference: chain rule of entropy; see PAPER.md, P4.
     """
@@ -318,6 +352,11 @@ def sampled_entropy(logprobs: Float[Any, "*batch T"], *, mask: Any | None = None
     Raises:
         ValueError: positive or NaN log-probabilities; a mask of another shape, negative or NaN; a row whose mask is
             all zero.
+
+    Examples:
+        >>> logprobs = np.log([0.5, 0.25, 0.9])  # of the tokens of a response; the last is padding
+        >>> float(round(sampled_entropy(logprobs, mask=np.array([1, 1, 0])), 6))  # (log 2 + log 4) / 2
+        1.039721
     """
     xp = array_namespace(logprobs)
     weight: Any = xp.ones_like(logprobs) if mask is None else xp.astype(mask, logprobs.dtype)

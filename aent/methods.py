@@ -144,6 +144,11 @@ def method(name: str) -> Method:
 
     Raises:
         ValueError: unknown name, with the nearest known one.
+
+    Examples:
+        >>> found = method("aent")
+        >>> found.reference, found.support, type(found.controller).__name__
+        ('arXiv 2509.03493, setting (a)', DropLowest(share=0.33), 'Band')
     """
     if name not in METHODS:
         close = difflib.get_close_matches(str(name), METHODS, n=1)

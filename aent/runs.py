@@ -41,7 +41,17 @@ _CODE = ("*.py", "*.toml", "*.yaml")  # a results file left in the checkout does
 
 @dataclass(frozen=True)
 class Run:
-    """A directory that is being written. Make one with ``create`` or ``resume``."""
+    """A directory that is being written. Make one with ``create`` or ``resume``.
+
+    Examples:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder:
+        ...     run = Run.create(f"{folder}/first", {"learning_rate": 0.1}, seed=0)
+        ...     run.log(step=1, entropy=0.43)
+        ...     config, origin, metrics = read_run(run.directory)
+        >>> config, origin["seed"], metrics
+        ({'learning_rate': 0.1}, 0, [{'step': 1, 'entropy': 0.43}])
+    """
 
     directory: Path
     config: dict[str, Any]

@@ -87,6 +87,16 @@ class Weights(NamedTuple):
 class Shaping:
     """PPO's clipped surrogate and a bonus on every token: policy = clipped(A), bonus = coefficient. What others change.
 
+    Examples:
+        One response of two tokens. The second is 1.5 times as likely as when it was sampled: PPO clips it.
+
+        >>> now, then = np.log([[0.5, 0.3]]), np.log([[0.5, 0.2]])
+        >>> others = dict.fromkeys(("entropy", "old_entropy", "support_entropy", "kept", "solved"))
+        >>> tokens = Tokens(now, then, advantages=np.ones((1, 1)), mask=np.ones((1, 2)), **others)
+        >>> weights = Shaping()(tokens, 0.01)
+        >>> weights.policy.tolist(), weights.bonus.tolist()
+        ([[1.0, 0.0]], [[0.01, 0.01]])
+
     Reference: GRPO, arXiv 2402.03300, with an entropy bonus (AEnt: over its support).
     """
 
@@ -145,10 +155,14 @@ Shaping.registry["Shaping"] = Shaping
 
 
 def shaping_from_dict(saved: dict[str, Any]) -> Shaping:
-    """Rebuild a rule from ``to_dict()``: ``{"type": "ClipCovariance", "share": 2e-4}``.
+    """Rebuild a rule from ``to_dict()``: ``{"type": "KLCovariance", "share": 2e-4}``.
 
     Raises:
         ValueError: unknown type (with a suggestion) or unknown options.
+
+    Examples:
+        >>> shaping_from_dict({"type": "PeakBonus", "quantile": 0.9})
+        PeakBonus(low=0.2, high=0.2, quantile=0.9)
     """
     options = dict(saved)
     name = options.pop("type", None)
@@ -167,7 +181,14 @@ def shaping_from_dict(saved: dict[str, Any]) -> Shaping:
 
 
 def group_advantages(rewards: Any) -> Any:
-    """GRPO's: (R - mean) / (std + 1e-4) within each group, std with G - 1; (..., Q, G) -> same."""
+    """GRPO's: (R - mean) / (std + 1e-4) within each group, std with G - 1; (..., Q, G) -> same.
+
+    Examples:
+        A group whose responses are all alike teaches nothing. In the other, std = sqrt(4 * 0.25 / 3).
+
+        >>> group_advantages(np.array([[1.0, 0.0, 0.0, 1.0], [1.0, 1.0, 1.0, 1.0]])).round(3).tolist()
+        [[0.866, -0.866, -0.866, 0.866], [0.0, 0.0, 0.0, 0.0]]
+    """
     xp = array_namespace(rewards)
     mean = xp.mean(rewards, axis=-1, keepdims=True)
     return (rewards - mean) / _deviation(rewards)

@@ -6,7 +6,7 @@ Everything is measured in one process, one after the other and several times, on
 The same problem for all: a plausible-head bandit, group of 16 sampled responses, float32.
 
     numpy   one seed at a time, idiomatic array code
-    torch   all seeds in one tensor, autograd, torch.optim, the bonus from ``aent.entropy``
+    torch   all seeds in one tensor, autograd, torch.optim, the bonus from aent.entropy
     floor   the bytes that one step must touch over the measured copy bandwidth of memory: logits in and out
             (8 bytes per action), with Adam both moments too (24). Runs are stepped in chunks that fit the last-level
             cache, so "floor" can be beaten.

@@ -93,8 +93,8 @@ def response_probability(mdp: TokenMDP, policy: Float[Array, "*batch S A"], allo
 def mismatch(mdp: TokenMDP, best: Optimum, policy: Float[Array, "*batch S A"]) -> Any:
     """M with V* - V <= M ||grad V||_2, for any transitions: sqrt(sum_s (d*(s) / (d(s) pi(a*_s|s)))^2).
 
-    Performance difference: V* - V = sum_s d*(s) Adv(s, a*_s) = sum_s d*(s) / (d(s) pi(a*_s|s)) dV/dz_{s,a*_s}, then
-    Cauchy-Schwarz. a*_s is the likeliest optimal token. On a tree M <= sqrt(H) / pi(tau*), the form of P1b.
+    Performance difference: ``V* - V = sum_s d*(s) Adv(s, a*_s) = sum_s d*(s) / (d(s) pi(a*_s|s)) dV/dz_{s,a*_s}``, then
+    Cauchy-Schwarz. ``a*_s`` is the likeliest optimal token. On a tree M <= sqrt(H) / pi(tau*), the form of P1b.
 
     Raises:
         ValueError: a lumped instance (a single token of a lump is not a policy of the lumped form).
@@ -124,6 +124,10 @@ def soft_gap(log_all: float, log_optimal: float, coefficient: float) -> float:
     """V* - V of the soft-optimal policy when N of M certain responses pay 1 and the others 0.
 
     1 / (1 + exp(1/lambda - log((M - N)/N))): the soft optimum of a tree is softmax(return / lambda) over responses.
+
+    Examples:
+        >>> round(soft_gap(math.log(9), 0.0, 1 / math.log(4)), 6)  # weights 4 for the right one, 8 for the others
+        0.666667
     """
     return float(expit(_log_odds(log_all, log_optimal) - 1 / coefficient))
 
@@ -134,7 +138,7 @@ def critical_coefficient(log_all: float, log_optimal: float) -> float:
     Raises:
         ValueError: no transition, when at least half of all responses are optimal.
 
-    Example:
+    Examples:
         >>> round(critical_coefficient(math.log(1e5), 0.0), 4)
         0.0869
     """
@@ -150,6 +154,10 @@ def worst_case_bias(log_all: float, log_optimal: float, coefficient: float) -> f
     All wrong responses at distance D give lambda K x e^-x / (1 + K e^-x), x = D/lambda, K = (M - N)/N; its maximum has
     x - 1 = K e^-x, so x = 1 + W(K/e) and the value is lambda (x - 1). Unequal distances give less. Certain transitions
     only: over random starts W is convex in log(M/N), and the same formula with averaged logs is exceeded.
+
+    Examples:
+        >>> round(worst_case_bias(math.log(1 + math.e**2), 0.0, 0.1), 6)  # (M - N) / (N e) = e, and W(e) = 1
+        0.1
     """
     return coefficient * _lambert(log_all, log_optimal)
 

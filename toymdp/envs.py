@@ -123,6 +123,14 @@ class TokenEnv(gymnasium.Env):
     Raises:
         ValueError: unknown name, lumped instance, ``noisy`` without noise; in ``step`` an action that is no token id.
         gymnasium.error.ResetNeeded: ``step`` before ``reset`` or after the end of the response.
+
+    Examples:
+        >>> env = TokenEnv("smoke-bandit")
+        >>> observation, info = env.reset(seed=0)
+        >>> best = np.flatnonzero(env.instance.mdp.labels[0] == 1)[0]  # the token of class 1, optimal
+        >>> observation, reward, terminated, truncated, info = env.step(best)
+        >>> reward, terminated, info["optimal_value"]
+        (1.0, True, 1.0)
     """
 
     metadata = {"render_modes": []}  # noqa: RUF012  (gymnasium's attribute)

@@ -1,7 +1,7 @@
 """Constructors of large-action sparse-reward token MDPs, each with the policy that training starts from.
 
     token_tree   one prompt, H tokens: stay on one of n optimal tokens at every step to be paid 1 at the end; a few
-                 decoys are likelier under the prior and pay less. H = 1 is a bandit. ``slip`` makes it stochastic.
+                 decoys are likelier under the prior and pay less. H = 1 is a bandit. slip makes it stochastic.
     units        many independent one-step problems side by side (the layout of the paper's Fig. 1)
     random_tree, random_mdp   small general MDPs without structure, for attacking propositions
     lump         any instance in its lumped form
@@ -65,6 +65,13 @@ def token_tree(
         reward_noise: standard deviation of the noise that sampling learners see on the return.
         bins: None for one entry per token; else the unremarkable tokens are lumped into that many quantile bins, and
             |A| = 10^9 is no more work than 10^3.
+
+    Examples:
+        >>> instance = token_tree(np.random.default_rng(0), actions=10**9, optimal=5, horizon=3, bins=64)
+        >>> instance.mdp.actions, instance.prior.shape  # 7 states; 100 plausible tokens and 64 bins
+        (1000000000, (7, 164))
+        >>> instance.optimum.value, round(instance.optimum.log_responses, 4)  # 5^3 responses are optimal
+        (1.0, 4.8283)
     """
     _check(actions, optimal, decoys, decoy_reward, prior, reward_noise, bins)
     if horizon < 1 or not 0 <= slip < 1:

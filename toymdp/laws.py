@@ -1,8 +1,8 @@
 """P3, P4 and P5 of ``propositions.py``: laws of other papers that entropy control leans on.
 
-p3    covariance law of the entropy change (Cui et al., arXiv 2505.22617)
-p4    entropy split at the cut (chain rule)
-p5    O(1/t) without, linear with regularisation, and the regularised Lojasiewicz inequality (Mei et al., 2005.06392)
+    p3    covariance law of the entropy change (Cui et al., arXiv 2505.22617)
+    p4    entropy split at the cut (chain rule)
+    p5    O(1/t) without, linear with regularisation; regularised Lojasiewicz inequality (Mei et al., 2005.06392)
 """
 
 from __future__ import annotations

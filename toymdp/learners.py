@@ -5,7 +5,7 @@ gradient + coefficient * gradient of the mean token entropy over ``support`` -> 
 entropy measured before the step. The bonus and the coefficient are ``aent``'s.
 
     tabular     one logit per state and token
-    loglinear   logits = theta_0 * prior + X theta: a learned temperature on the prior and ``features`` random features
+    loglinear   logits = theta_0 * prior + X theta: a learned temperature on the prior and F random features
                 shared by all prompts, as a language-model head shares its embedding (this project's own design)
 
 As in the paper's objective (and every GRPO code) the bonus does not differentiate through *which* states are visited.
@@ -114,6 +114,16 @@ def train(
     Raises:
         ValueError: instances of different families, wrong numbers of seeds or settings, a support rule that the chosen
             engine cannot serve, sampled gradients on a lumped instance.
+
+    Examples:
+        One of 20 tokens pays 1 and two pay 0.5. With exact gradients and a constant bonus, training ends at the soft
+        optimum: softmax(reward / coefficient), here weights 16, twice 4, and 17 times 1.
+
+        >>> from toymdp.suite import make
+        >>> learner = Learner(steps=1000, learning_rate=1.0, optimiser="sgd", gradient="exact")
+        >>> history = train([make("smoke-bandit")], learner, controller=Constant(1 / np.log(16)))
+        >>> history.value[-1].round(4).tolist()  # (16 * 1 + 2 * 4 * 0.5) / (16 + 2 * 4 + 17) = 20 / 41
+        [0.4878]
     """
     runs = len(instances)
     seeds = range(runs) if seeds is None else seeds
@@ -170,8 +180,8 @@ def reference_step(
 ) -> np.ndarray:
     """Gradient (S, A) that one step ascends: policy gradient plus coefficient times the bonus. The definition.
 
-    exact:    d(s) pi (Q - V)                                + coefficient d(s) dH~/dz
-    sampled:  sum_i A_i sum_t dlog pi(a_it|s_it)/dz / G      + coefficient d^(s) dH~/dz, d^ from the sampled responses
+        exact:    d(s) pi (Q - V)                             +  coefficient d(s) dH~/dz
+        sampled:  sum_i A_i sum_t dlog pi(a_it|s_it)/dz / G   +  coefficient d^(s) dH~/dz, d^ from the sampled responses
     """
     mdp = instance.mdp
     bonus = entropy_gradient(logits, support=support)

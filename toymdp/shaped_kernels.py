@@ -1,6 +1,6 @@
 """The passes over all tokens of a shaped training step (numba), three kernels around a rule that runs in numpy.
 
-    measure_runs   statistics, exact value and entropies of every run, and the unnormalised policy ``odds``
+    measure_runs   statistics, exact value and entropies of every run, and the unnormalised policy (odds)
     sample_runs    groups of responses, some of them at another temperature
     update_runs    the gradient  sum_t w_t d log pi_kappa(a_t|s_t) + sum_t b_t d H~(s_t)  and the optimiser's step
 

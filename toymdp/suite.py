@@ -76,6 +76,11 @@ def make(name: str, seed: int = 0) -> Instance:
 
     Raises:
         ValueError: unknown name.
+
+    Examples:
+        >>> instance = make("bandit-1e4-n5", seed=1)
+        >>> instance.mdp.class_sizes.tolist()  # other, optimal and decoy tokens
+        [[9992.0, 5.0, 3.0]]
     """
     chosen = setting(name)
     return _family(chosen)(np.random.default_rng(seed), **chosen.options)
@@ -87,7 +92,7 @@ def select(*tags: str) -> tuple[Setting, ...]:
     Raises:
         ValueError: a tag that no setting carries, with the nearest known one.
 
-    Example:
+    Examples:
         >>> [chosen.name for chosen in select("fig1", "A1e5", "n15")]
         ['fig1-1e5-n15', 'lumped-fig1-1e5-n15']
     """
@@ -106,6 +111,10 @@ def exact_optimum(name: str) -> Optimum:
 
     Raises:
         ValueError: unknown name.
+
+    Examples:
+        >>> round(exact_optimum("slip-1e4-h3-n5").value, 6)  # each of 3 tokens is read wrongly with probability 0.1
+        0.729
     """
     chosen = setting(name)
     return _family(chosen)(np.random.default_rng(0), **{**chosen.options, "bins": 1}).optimum

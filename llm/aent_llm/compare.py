@@ -159,7 +159,7 @@ def _identity(run: RunData, by: str) -> str:
 
 
 def method(config: dict[str, Any]) -> str:
-    """The entropy block in a few words: ``no bonus``, ``top-k 100 + band``, ``full, constant 0.01``."""
+    """The entropy block in a few words: ``no bonus``, ``top k 100 + band``, ``full, constant 0.01``."""
     block = config.get("entropy") or {}
     support, rule = curves.typed(block.get("support", "full")), curves.typed(block.get("controller", 0.0))
     values = [f"{value:g}" for key, value in support.items() if key != "type"]

@@ -116,6 +116,12 @@ def parts(name: str | None, support_: Any = None, controller_: Any = None, shapi
 
     Raises:
         ValueError: as ``support``, ``controller``, ``shaping``, ``method_name``; a shaping rule without a coefficient.
+
+    Examples:
+        >>> parts("siren", support_={"type": "top_k", "k": 100}).support  # SIREN's own is a nucleus
+        TopK(k=100)
+        >>> parts("clip_higher").trl  # TRL does this one
+        {'epsilon_high': 0.28}
     """
     chosen = Method("", "") if name is None else METHODS[method_name(name)]
     over = chosen.support if support_ is None else support(support_)

@@ -124,6 +124,16 @@ def load_problems(config: DataConfig) -> Dataset:
         ConnectionError: the hub cannot be reached.
         ValueError: everything about the content: damaged line, unknown split, missing column, empty set, prompt or
             answer, an answer that ``answer_extract`` does not find.
+
+    Examples:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder:
+        ...     file = Path(folder, "mine.jsonl")
+        ...     _ = file.write_text('{"question": "6 * 7 = ?", "solution": "Seven sixes. #### 42"}')
+        ...     columns = {"prompt": "question", "answer": "solution"}
+        ...     problems = load_problems(DataConfig(str(file), **columns, answer_extract="hash"))
+        >>> problems[0]
+        {'prompt': '6 * 7 = ?', 'answer': '42'}
     """
     from datasets import Dataset
 

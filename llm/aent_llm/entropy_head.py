@@ -95,6 +95,12 @@ def fused_entropy_head(
     Raises:
         ValueError: a setting out of range, shapes that do not fit, or an engine that cannot do what was asked.
 
+    Examples:
+        >>> weight = torch.log(torch.tensor([[0.4], [0.4], [0.2]]))  # a head of 3 tokens on a hidden size of 1
+        >>> out = fused_entropy_head(torch.ones(1, 1), weight, None, torch.tensor([2]), support=TopK(2))
+        >>> round(out.log_probs.item(), 4), round(out.clamped_entropy.item(), 4)  # log 0.2; two equal tokens: log 2
+        (-1.6094, 0.6931)
+
     Reference: arXiv 2509.03493, H and H~ per token; the tiles follow trl.kernels.chunked_logprob.
     """
     _check(hidden, weight, targets, support, temperature, diagnostics, tile_bytes)

@@ -105,10 +105,10 @@ def evaluate(
         record: a list that receives prompt, columns, texts and rewards of each problem.
 
     Returns:
-        Ready for JSON: ``problems``, ``samples``, ``unscored``, and as ``{"mean": , "low": , "high": }`` with a 95%
-        bootstrap interval over problems: ``avg@n``, ``pass@k`` (k = 1, 2, 4 ... n), ``maj@n``, ``reward``, ``length``
-        (tokens, with the stop token), ``truncated`` (share), ``nll`` (nats per token at temperature 1). And
-        ``per_problem``: the number of correct completions of each.
+        A dict, ready for JSON, with ``problems``, ``samples``, ``unscored`` and, each as
+        ``{"mean": , "low": , "high": }`` with a 95% bootstrap interval over problems, ``avg@n``, ``pass@k``
+        (k = 1, 2, 4 ... n), ``maj@n``, ``reward``, ``length`` (tokens, with the stop token), ``truncated`` (share),
+        ``nll`` (nats per token at temperature 1). And ``per_problem``: the number of correct completions of each.
 
     Raises:
         ValueError: no problems, no prompt column, or a reward that returns another number of values.
@@ -152,8 +152,9 @@ def pass_at_k(correct: Sequence[int] | np.ndarray, samples: int, k: int) -> np.n
     1 - C(n-c, k) / C(n, k) = 1 - prod_{i<k} (n-c-i) / (n-i), without large binomials. Its expectation over the samples
     is 1 - (1-p)^k; putting c/n for p there would be biased.
 
-    >>> pass_at_k([0, 1, 2], samples=2, k=1).tolist()
-    [0.0, 0.5, 1.0]
+    Examples:
+        >>> pass_at_k([0, 1, 2], samples=2, k=1).tolist()
+        [0.0, 0.5, 1.0]
 
     Raises:
         ValueError: k above the number of samples, or a count outside 0..samples.
@@ -176,8 +177,9 @@ def majority(answers: Sequence[Sequence[str | None]], correct: np.ndarray) -> np
     not vote; without votes the value is 0. Equal answers that were scored differently (the score may look at more than
     the answer) count by their mean.
 
-    >>> majority([["7", "7", "5"], ["7", "5", None]], np.array([[1, 1, 0], [1, 0, 0]])).tolist()
-    [1.0, 0.5]
+    Examples:
+        >>> majority([["7", "7", "5"], ["7", "5", None]], np.array([[1, 1, 0], [1, 0, 0]])).tolist()
+        [1.0, 0.5]
     """
     values = []
     for names, scores in zip(answers, correct, strict=True):
@@ -195,8 +197,9 @@ def voted_answer(text: str) -> str | None:
 
     Compared as text: 0.5 and \frac{1}{2} are two candidates.
 
-    >>> voted_answer(r"so \boxed{\frac{1}{2}}."), voted_answer("3*4+1*5=17"), voted_answer("no idea")
-    ('\\frac{1}{2}', '17', None)
+    Examples:
+        >>> voted_answer(r"so \boxed{\frac{1}{2}}."), voted_answer("3*4+1*5=17"), voted_answer("no idea")
+        ('\\frac{1}{2}', '17', None)
     """
     if boxed_answer(text) is not None or hash_answer(text) is not None:
         return final_answer(text) or None

@@ -116,6 +116,11 @@ def load_experiment(path: str | Path, overrides: dict[str, Any] | None = None) -
     Raises:
         FileNotFoundError: no such file; near names are listed.
         ValueError: not a mapping, an unknown or missing key, a value that its class refuses.
+
+    Examples:
+        >>> experiment = load_experiment(CONFIGS / "cpu_aent.yaml", {"train.num_generations": 16})
+        >>> experiment.plan(processes=2)["prompts per rollout phase"]  # 2 batches of 128 completions, 16 per prompt
+        16
     """
     path = Path(path)
     if not path.is_file():

@@ -68,7 +68,8 @@ def add_entropy_head(
         temperature: of sampling; logits are divided by it.
         support: the rule of the clamped entropy; ``None`` if ``entropy_statistics`` will never be asked for.
         cast_lm_head_to_fp32: project in float32, outside autocast.
-        tile_bytes, engine: as ``fused_entropy_head`` takes them.
+        tile_bytes: as ``fused_entropy_head`` takes it.
+        engine: likewise.
 
     Raises:
         ValueError: a PEFT or distributed wrapper, or a model that TRL has not given its head.

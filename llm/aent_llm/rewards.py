@@ -45,8 +45,9 @@ def _last_box(text: str) -> tuple[int, str] | None:
 def boxed_answer(text: str) -> str | None:
     r"""What the last ``\boxed{...}`` (or ``\fbox{...}``) with balanced braces holds, or None: the answers of MATH.
 
-    >>> boxed_answer(r"so \boxed{1}, no: $\boxed{\frac{1}{2}}$.")
-    '\\frac{1}{2}'
+    Examples:
+        >>> boxed_answer(r"so \boxed{1}, no: $\boxed{\frac{1}{2}}$.")
+        '\\frac{1}{2}'
     """
     found = _last_box(text)
     return found[1] if found else None
@@ -55,8 +56,9 @@ def boxed_answer(text: str) -> str | None:
 def hash_answer(text: str) -> str | None:
     """What follows the last ``####`` on its line, or None: the answers of GSM8K.
 
-    >>> hash_answer("6 * 7 = 42\\n#### 42")
-    '42'
+    Examples:
+        >>> hash_answer("6 * 7 = 42\\n#### 42")
+        '42'
     """
     start = text.rfind("####")
     return text[start + 4 :].strip().partition("\n")[0].strip() if start >= 0 else None
@@ -69,8 +71,9 @@ def final_answer(text: str) -> str:
     thousands separators of a number (``1,000``, ``1,\!000``, ``1{,}000``). Nothing else is made equal: ``42.0`` is not
     ``42`` (that is what ``math_verify`` is for), and the last number of a text is not taken for its answer.
 
-    >>> [final_answer(t) for t in ("Paris.", r"it is $\boxed{1,000}$", "we pay\n#### $1,000")]
-    ['Paris', '1000', '1000']
+    Examples:
+        >>> [final_answer(t) for t in ("Paris.", r"it is $\boxed{1,000}$", "we pay\n#### $1,000")]
+        ['Paris', '1000', '1000']
     """
     box, mark = _last_box(text), text.rfind("####")
     found = box[1] if box and box[0] > mark else hash_answer(text)
@@ -98,8 +101,9 @@ def exact_match(completions: Sequence[Completion], answer: Sequence[str], **kwar
 
     The reference may be the bare answer or a whole solution that ends in ``#### 42`` or ``\boxed{42}``.
 
-    >>> exact_match(["6 * 7 = 42\n#### 42", "#### 41", "42"], ["#### 42"] * 3)
-    [1.0, 0.0, 1.0]
+    Examples:
+        >>> exact_match(["6 * 7 = 42\n#### 42", "#### 41", "42"], ["#### 42"] * 3)
+        [1.0, 0.0, 1.0]
     """
     pairs = zip(completions, answer, strict=True)
     return [float(final_answer(completion_text(text)) == final_answer(reference)) for text, reference in pairs]
@@ -118,8 +122,9 @@ def math_verify(completions: Sequence[Completion], answer: Sequence[str], **kwar
     Returns:
         1.0 or 0.0 per completion; None where the reference itself cannot be parsed (``check_problems`` finds these).
 
-    >>> math_verify([r"so $\boxed{0.5}$", "The answer is 1/2", "1/2", r"\boxed{2}"], [r"\frac{1}{2}"] * 4)
-    [1.0, 1.0, 0.0, 0.0]
+    Examples:
+        >>> math_verify([r"so $\boxed{0.5}$", "The answer is 1/2", "1/2", r"\boxed{2}"], [r"\frac{1}{2}"] * 4)
+        [1.0, 1.0, 0.0, 0.0]
     """
     pairs = zip(completions, answer, strict=True)
     return [_verified(completion_text(text), reference) for text, reference in pairs]

@@ -76,7 +76,7 @@ def engine_options(**options: Any) -> Iterator[None]:
         ImportError: vLLM is not installed.
         RuntimeError: TRL has no such name any more.
 
-    Example:
+    Examples:
         >>> with engine_options(dtype="float32", block_size=32):  # doctest: +SKIP
         ...     trainer = GRPOTrainer(...)
     """
@@ -327,7 +327,8 @@ def diagnose(generation: VLLMGeneration, model: nn.Module) -> list[str]:
     so every rank must call it.
 
     Returns:
-        Worst first: "NAME: max difference D (largest entry E)", then "not readable: NAME (reason)".
+        A line for each parameter that differs, the worst first, "NAME: max difference D (largest entry E)", then
+        "not readable: NAME (reason)".
     """
     if generation.mode != "colocate":
         return ["not readable: the engine's tensors (server mode: only the gap of the log-probs is available)"]

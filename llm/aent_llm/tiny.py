@@ -111,9 +111,10 @@ def problems(count: int, *, seed: int = 0, split: str = "train") -> list[dict[st
     """``count`` problems in random order, repeating only when the split is used up.
 
     Returns:
-        rows ``{"prompt": "5+6+2+8=", "answer": "21"}``, the same for the same arguments; no prompt is in both splits.
+        Rows with a ``prompt`` such as ``5+6+2+8=`` and its ``answer``, here ``21``; the same for the same arguments.
+        No prompt is in both splits.
 
-    Example:
+    Examples:
         >>> problems(1, seed=0, split="test")[0].keys()
         dict_keys(['prompt', 'answer'])
     """
@@ -131,7 +132,7 @@ def final_answer(completion: str | Sequence[dict[str, Any]]) -> str:
 def reward(completions: Sequence[Any], answer: Sequence[str], **_: Any) -> list[float]:
     """1.0 where the final answer is exactly the right one, else 0.0 (reward ``arithmetic``; signature as in TRL).
 
-    Example:
+    Examples:
         >>> reward(["47", "12+35=47", "12+35=46", "12+35="], ["47"] * 4)
         [1.0, 1.0, 0.0, 0.0]
     """
@@ -339,7 +340,7 @@ def build(
         progress: whether to draw a progress bar.
 
     Returns:
-        a folder for ``from_pretrained``. It appears by one rename, so it is whole at any moment: an interrupted
+        A folder for ``from_pretrained``. It appears by one rename, so it is whole at any moment. An interrupted
         build leaves nothing behind under this name, and of two concurrent builds the first to finish is kept.
     """
     spec = spec or TinySpec()
