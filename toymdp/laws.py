@@ -3,6 +3,8 @@
     p3    covariance law of the entropy change (Cui et al., arXiv 2505.22617)
     p4    entropy split at the cut (chain rule)
     p5    O(1/t) without, linear with regularisation; regularised Lojasiewicz inequality (Mei et al., 2005.06392)
+
+Each function returns the checks of its claim and its negative controls, as in ``propositions.py``.
 """
 
 from __future__ import annotations

@@ -181,7 +181,9 @@ def reference_step(
     """Gradient (S, A) that one step ascends: policy gradient plus coefficient times the bonus. The definition.
 
         exact:    d(s) pi (Q - V)                             +  coefficient d(s) dH~/dz
-        sampled:  sum_i A_i sum_t dlog pi(a_it|s_it)/dz / G   +  coefficient d^(s) dH~/dz, d^ from the sampled responses
+        sampled:  sum_i A_i sum_t dlog pi(a_it|s_it)/dz / G   +  coefficient d^(s) dH~/dz
+
+    d(s) is the probability of visiting s, d^(s) the share of the sampled responses that did.
     """
     mdp = instance.mdp
     bonus = entropy_gradient(logits, support=support)
