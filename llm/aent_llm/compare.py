@@ -159,15 +159,18 @@ def _identity(run: RunData, by: str) -> str:
 
 
 def method(config: dict[str, Any]) -> str:
-    """The entropy block in a few words: ``no bonus``, ``top k 100 + band``, ``full, constant 0.01``."""
-    block = config.get("entropy") or {}
-    support, rule = curves.typed(block.get("support", "full")), curves.typed(block.get("controller", 0.0))
+    """The entropy block in a few words: ``no bonus``, ``top k 100 + band``, ``full, constant 0.01``, ``clip-cov``."""
+    own, block = config.get("entropy") or {}, curves.block(config)
+    support, rule = curves.typed(block["support"]), curves.typed(block["controller"])
     values = [f"{value:g}" for key, value in support.items() if key != "type"]
     kept = " ".join([support["type"].replace("_", " "), *values])
-    if rule["type"] == "constant":
-        coefficient = rule.get("coefficient", 0.0)
-        return f"{kept}, constant {coefficient:g}" if coefficient else "no bonus"
-    return f"{kept} + {rule['type'].replace('_', ' ')}"
+    coefficient = rule.get("coefficient", 0.0) if rule["type"] == "constant" else None
+    bonus = f"{kept} + {rule['type'].replace('_', ' ')}" if coefficient is None else f"{kept}, constant {coefficient:g}"
+    named = [str(own["method"])] if own.get("method") else []
+    named += [curves.typed(own["shaping"])["type"].replace("_", " ")] if own.get("shaping") else []
+    if named:  # the coefficient is the rule's, which may pay no bonus at all
+        return ", ".join([*named, *([bonus] if {"support", "controller"} & set(own) else [])])
+    return "no bonus" if coefficient == 0 else bonus
 
 
 def _names(groups: list[list[RunData]]) -> list[str]:

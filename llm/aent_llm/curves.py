@@ -7,6 +7,7 @@ is solid, clamped entropy dashed. Bands are drawn in grey where all groups share
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import matplotlib as mpl
@@ -16,6 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
+from aent import methods
 from aent_llm import style
 
 __all__ = ["draw", "typed"]
@@ -42,7 +44,7 @@ def draw(
         notes: lines to add under the headline.
     """
     colours = {label: style.COLOURS[i % len(style.COLOURS)] for i, label in enumerate(measured)}
-    clamps = {label: typed((configs[label].get("entropy") or {}).get("support", "full")) for label in measured}
+    clamps = {label: typed(block(configs[label])["support"]) for label in measured}
     clamped = {label for label in measured if clamps[label]["type"] != "full" and len(measured[label]["clamped"].steps)}
     bands = {label: found for label in measured if (found := _band(configs[label]))}
     figure, axes = style.canvas(
@@ -75,8 +77,18 @@ def typed(block: Any) -> dict[str, Any]:
     return {**block, "type": snake.replace("-", "_")}
 
 
-def _band(config: dict) -> tuple[float, float] | None:
-    rule = typed((config.get("entropy") or {}).get("controller", 0.0))
+def block(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The entropy block of a run's config, with the support and the controller that a method by name brings along."""
+    own = config.get("entropy") or {}
+    if own.get("method") is None:
+        return {"support": "full", "controller": 0.0, **own}
+    named = methods.method(str(own["method"]).lower().replace("_", "-"))
+    support = {"type": type(named.support).__name__, **asdict(named.support)}  # type: ignore[call-overload]
+    return {"support": support, "controller": named.controller.to_dict(), **own}
+
+
+def _band(config: Mapping[str, Any]) -> tuple[float, float] | None:
+    rule = typed(block(config)["controller"])
     try:
         return float(rule["low"]), float(rule["high"])
     except KeyError:

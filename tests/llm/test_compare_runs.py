@@ -162,10 +162,21 @@ def test_an_unknown_key_is_answered_with_near_ones(runs: Path) -> None:
         ({"controller": 0.01}, "full, constant 0.01"),
         ({"support": {"type": "TopK", "k": 100}, "controller": {"type": "BangBang"}}, "top k 100 + bang bang"),
         ({"support": "full", "controller": BAND}, "full + band"),
+        ({"method": "clip_cov"}, "clip_cov"),
+        ({"method": "aent", "support": {"type": "top_k", "k": 64}}, "aent, top k 64 + band"),
+        ({"shaping": {"type": "kl_covariance"}, "controller": 0.0}, "kl covariance, full, constant 0"),
     ],
 )
 def test_methods_have_names(entropy: dict, expected: str) -> None:
     assert compare.method({"entropy": entropy}) == expected
+
+
+def test_a_method_by_name_brings_its_band_and_its_clamp() -> None:
+    published = {"entropy": {"method": "AEnt"}}
+    assert curves._band(published) == (0.15, 0.24)
+    assert curves.typed(curves.block(published)["support"]) == {"type": "drop_lowest", "share": 0.33}
+    assert curves._band({"entropy": {"method": "AEnt", "controller": 0.1}}) is None
+    assert curves.block({}) == {"support": "full", "controller": 0.0}
 
 
 def test_other_data_and_unequal_lengths_are_said() -> None:
