@@ -333,7 +333,12 @@ def compare(
 
     Returns:
         Rows of ``tune_and_test`` with the columns ``cell`` (name of the setting) and ``method``.
+
+    Raises:
+        ValueError: two cells of one setting, whose rows could not be told apart.
     """
+    if len({cell.setting for cell in cells}) < len(cells):
+        raise ValueError("two cells have the same setting: call compare once per learner and add a column to its rows")
     pairs = {(cell.setting, name): (cell, METHODS[name]) for cell, name in product(cells, methods)}
     parts = {} if run is None else _finished(pairs, budget, pd.DataFrame(list(run.logged)))
     todo = [pair for pair in pairs if pair not in parts]

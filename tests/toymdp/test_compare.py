@@ -37,6 +37,12 @@ def test_every_method_gets_the_same_budget_and_fresh_test_seeds() -> None:
     assert not set(Budget(50, 500).tuning) & set(Budget(50, 500).test)
 
 
+def test_two_cells_of_one_setting_are_refused_before_a_run() -> None:
+    cells = [Cell("smoke-bandit", Learner(5, 0.1, optimiser=one), (0.1,)) for one in ("adam", "sgd")]
+    with pytest.raises(ValueError, match="once per learner"):
+        compare.compare(cells, ["none"], Budget(1, 1))
+
+
 def test_interquartile_mean() -> None:
     assert interquartile_mean([1, 2, 3, 4, 5, 6, 7, 100]) == 4.5  # by hand: mean of 3, 4, 5, 6
     assert interquartile_mean([1, 2, 4]) == pytest.approx(
