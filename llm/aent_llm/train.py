@@ -2,7 +2,7 @@
 
     python -m aent_llm train                                  # the embedded CPU experiment
     python -m aent_llm train --config my.yaml --set train.learning_rate=1e-6 --output runs/mine
-    python -m aent_llm train --config my.yaml --output runs/mine --resume     # after a kill: the same numbers
+    python -m aent_llm train --output runs/mine --resume      # after a kill: the same settings, the same numbers
 
 Order of work: everything that can be wrong with config, data and rewards is found before a model is loaded; the run
 directory is made last, right before training. Under ``accelerate launch`` every rank runs this file; rank 0 writes.
@@ -23,8 +23,8 @@ from typing import Any
 
 import yaml
 
-from aent.runs import Run
-from aent_llm.experiment import CONFIGS, Experiment, load_experiment
+from aent.runs import Run, read_run
+from aent_llm.experiment import CONFIGS, Experiment, load_experiment, parse_experiment
 
 DEFAULT = CONFIGS / "cpu_aent.yaml"
 
@@ -35,13 +35,29 @@ def main(argv: list[str] | None = None) -> int:
     overrides = dict(_override(one) for one in options.set)
     if options.seed is not None:
         overrides["train.seed"] = options.seed
-    experiment = load_experiment(options.config, overrides)
-    if options.dry_run:
-        return dry_run(experiment, options.processes)
     if options.resume and not options.output:
         raise ValueError("--resume needs --output DIRECTORY: which run is to go on?")
+    if options.resume and options.config is None:
+        experiment = saved_experiment(Path(options.output), overrides)
+    else:
+        experiment = load_experiment(options.config or DEFAULT, overrides)
+    if options.dry_run:
+        return dry_run(experiment, options.processes)
     output = Path(options.output) if options.output else free_directory(Path("runs") / experiment.name)
     return train(experiment, output, resume=options.resume)
+
+
+def saved_experiment(output: Path, overrides: dict[str, Any]) -> Experiment:
+    """The experiment as a run directory keeps it, overrides of its start included.
+
+    Raises:
+        FileNotFoundError: no run there. ValueError: other overrides, which would make it another run.
+    """
+    _check_directory(output, resume=True)
+    if overrides:
+        raise ValueError(f"--resume goes on with the settings in {output}: leave out --set and --seed")
+    raw = read_run(output)[0]
+    return parse_experiment(raw, raw.pop("name"))
 
 
 def free_directory(wanted: Path) -> Path:
@@ -83,8 +99,7 @@ def train(experiment: Experiment, output: Path, *, resume: bool = False) -> int:
     run = _open_run(experiment, output, args.seed, resume) if main_process else None
     trainer = make_trainer(experiment, model, args, parts, run)
     before = _evaluated(trainer, experiment, parts, output / "before.json")
-    checkpoint = _checkpoint(output, main_process) if resume else None
-    trainer.train(resume_from_checkpoint=checkpoint)
+    _go_on(trainer, _checkpoint(output, main_process) if resume else None)
     trainer.save_model(str(output / "final"))
     after = _evaluated(trainer, experiment, parts, output / "after.json")
     if main_process:
@@ -270,6 +285,23 @@ def _checkpoint(output: Path, main_process: bool) -> str | None:
     return None if found is None else str(found)
 
 
+def _go_on(trainer: Any, checkpoint: str | None) -> None:
+    """Train, or go on. After the last step only the weights are needed: transformers would train a step more.
+
+    Raises:
+        ValueError: such a run with sharded weights.
+    """
+    from transformers import TrainerState
+
+    state = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json")) if checkpoint else None
+    if checkpoint is None or state is None or state.global_step < state.max_steps:
+        trainer.train(resume_from_checkpoint=checkpoint)
+    elif trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+        raise ValueError(f"all {state.max_steps} steps are done; the weights are in {checkpoint}")
+    else:
+        trainer._load_from_checkpoint(checkpoint)
+
+
 def _override(text: str) -> tuple[str, Any]:
     key, equals, value = text.partition("=")
     if not equals:
@@ -283,11 +315,11 @@ def _override(text: str) -> tuple[str, Any]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m aent_llm train", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--config", default=DEFAULT, help="experiment file (default: %(default)s)")
+    parser.add_argument("--config", help=f"experiment file (default: {DEFAULT.name}, or what the run to resume holds)")
     parser.add_argument("--output", help="run directory (default: the first free of runs/NAME, runs/NAME-2 ...)")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override, e.g. train.seed=1")
     parser.add_argument("--seed", type=int, help="short for --set train.seed=...")
-    parser.add_argument("--resume", action="store_true", help="go on with the run in --output")
+    parser.add_argument("--resume", action="store_true", help="go on with the run in --output, with its settings")
     parser.add_argument("--dry-run", action="store_true", help="validate and show the plan; load nothing")
     parser.add_argument("--processes", type=int, default=1, help="GPUs to plan for with --dry-run (default: 1)")
     return parser

@@ -72,6 +72,14 @@ def test_a_run_leaves_a_directory_that_explains_itself(parts, tmp_path, capsys) 
     assert "run directory" in capsys.readouterr().out
     assert main(["train", "--config", str(path), "--output", str(run)]) == 1
     assert "nothing was overwritten" in capsys.readouterr().err
+    weights = (run / "final" / "model.safetensors").read_bytes()
+    (run / "after.json").unlink()  # as if killed right after the last step
+    assert main(["train", "--output", str(run), "--resume"]) == 0  # with the settings that it keeps
+    assert read_run(run)[2] == lines  # not a step more
+    assert (run / "final" / "model.safetensors").read_bytes() == weights
+    assert json.loads((run / "summary.json").read_text())["after"] == summary["after"]
+    assert main(["train", "--output", str(run), "--resume", "--set", "train.seed=5"]) == 1
+    assert "leave out --set" in capsys.readouterr().err
 
 
 def test_mistakes_in_the_data_are_found_before_the_model_is_loaded(parts, tmp_path, capsys) -> None:
@@ -115,9 +123,8 @@ def test_kill_at_any_moment_then_resume_gives_the_same_numbers(parts, tmp_path) 
     newest = max(killed.glob("checkpoint-*"), key=lambda one: int(one.name.split("-")[1]), default=None)
     if newest is not None:  # as if the kill had come in the middle of writing it
         (newest / "aent.json").unlink(missing_ok=True)
-    done = subprocess.run(
-        command(path, killed, "--resume"), env=environment, check=True, capture_output=True, text=True, timeout=300
-    )
+    last = [sys.executable, "-m", "aent_llm", "train", "--output", str(killed), "--resume"]
+    done = subprocess.run(last, env=environment, check=True, capture_output=True, text=True, timeout=300)
     assert newest is None or f"not used: {newest}" in done.stdout
     assert metrics(killed) == metrics(tmp_path / "whole")
     before, after = (json.loads((run / "summary.json").read_text()) for run in (killed, tmp_path / "whole"))
