@@ -1,6 +1,5 @@
 """Names, tags and exact optima of the suite; what an import costs and survives."""
 
-import doctest
 import math
 import subprocess
 import sys
@@ -124,10 +123,6 @@ def test_select_narrows_and_keeps_the_order_of_the_suite():
     assert set(both) < set(smoke) < set(select())
     assert select("uniform", "fig1") == ()
     assert [chosen.name for chosen in smoke] == [name for name in SETTINGS if "smoke" in SETTINGS[name].tags]
-
-
-def test_the_docstring_example_is_true():
-    assert doctest.testmod(toymdp.suite) == (0, 1)  # (failed, attempted)
 
 
 def test_a_setting_is_found_by_name_and_by_gymnasium_id():
