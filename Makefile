@@ -25,7 +25,7 @@ docs: .venv/.docs  ## guides and API reference: site/index.html; fails on a warn
 test test-gpu test-slow test-extra: export HF_HUB_OFFLINE = 1  # no test may need the network
 
 test: lint  ## lint, types, tests (no GPU, under 10 minutes on 2 cores)
-	$(BIN)/python -m pytest -n auto --dist loadgroup
+	$(BIN)/python -m pytest -n auto
 
 lint: .venv/.dev
 	$(BIN)/ruff check .
@@ -50,7 +50,7 @@ test-gpu: .venv/.dev  ## on a GPU: the kernels compiled, in float32 and bfloat16
 	$(BIN)/python -m pytest -n 4 tests/llm/test_kernels.py tests/llm/test_bench_head.py
 
 test-slow: .venv/.dev .venv/.$(VLLM)  ## the tests that take minutes (vLLM too), all others on fresh random examples
-	$(BIN)/python -m pytest -n auto --dist loadgroup -m 'not extra' --hypothesis-profile=explore
+	$(BIN)/python -m pytest -n auto -m 'not extra' --hypothesis-profile=explore
 
 test-extra: .venv/.extra  ## third-party checks: Stable-Baselines3 trains on the suite, Ray takes a sweep
 	$(BIN)/python -m pytest -m extra

@@ -15,9 +15,9 @@ from pathlib import Path
 from urllib.parse import unquote
 
 import pytest
+from filelock import FileLock
 
 pytest.importorskip("mkdocs")
-pytestmark = pytest.mark.xdist_group("site")  # one worker, so that the site is built once
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ["aent", "toymdp", "paper_figures", "llm/aent_llm"]
@@ -33,11 +33,14 @@ def build(folder: Path, target: Path) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    target = tmp_path_factory.mktemp("site")
-    done = build(ROOT, target)
-    assert done.returncode == 0, done.stderr
-    assert not re.search(r"WARNING|ERROR", done.stderr)
+def site(tmp_path_factory: pytest.TempPathFactory, testrun_uid: str) -> Path:
+    """Built once, by whichever worker of pytest-xdist comes first."""
+    target = tmp_path_factory.getbasetemp().parent / f"site-{testrun_uid}"
+    with FileLock(f"{target}.lock"):
+        if not target.exists():
+            done = build(ROOT, target)
+            assert done.returncode == 0, done.stderr
+            assert not re.search(r"WARNING|ERROR", done.stderr)
     return target
 
 
