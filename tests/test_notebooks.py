@@ -56,7 +56,7 @@ def execute(cells: nbformat.NotebookNode, place: Path) -> None:
 
 
 async def awake(channel: AsyncZMQSocketChannel, timeout: float | None = None) -> Any:
-    """``get_msg`` that looks again every second: once in some thousand cells it sleeps on when a message has come."""
+    """``get_msg`` that looks again every second: a slider's output area can swallow the wake-up of the reply."""
     end = time.monotonic() + (math.inf if timeout is None else timeout)
     while True:
         try:

@@ -115,8 +115,7 @@ class Alarms:
         """New warnings after a step with these metrics."""
         full, clamped, coefficient = (found[f"entropy/{name}"] for name in ("full", "clamped", "coef"))
         self.first_full = full if self.first_full is None else self.first_full
-        low, high = (getattr(self.controller, name, None) for name in ("minimum", "maximum"))
-        self.at_end = self.at_end + 1 if coefficient in (low, high) and coefficient != 0 else 0
+        self.at_end = self.at_end + 1 if self._stuck(coefficient, clamped) else 0
         cosine = found.get("entropy/grad_cosine", 0.0)
         self.no_effect = self.no_effect + 1 if cosine > self.SAME and self.support != Full() else 0
         possible = {
@@ -141,6 +140,14 @@ class Alarms:
         new = {name: str(text) for name, text in possible.items() if text and name not in self.given}
         self.given += new
         return list(new.values())
+
+    def _stuck(self, coefficient: float, clamped: float) -> bool:
+        """Whether the coefficient is at the end of its box at which it cannot do what the band asks for."""
+        low, high = band(self.controller) or (math.inf, -math.inf)  # without a band either end counts
+        ends = [getattr(self.controller, name, None) for name in ("minimum", "maximum")]
+        return coefficient != 0 and (
+            (coefficient == ends[0] and clamped > high) or (coefficient == ends[1] and clamped < low)
+        )
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from tqdm import tqdm
+from tqdm.auto import tqdm  # in a notebook one bar that moves, not a line per step
 from transformers import TrainerCallback
 
 from aent.runs import Run

@@ -220,9 +220,6 @@ def make_trainer(experiment: Experiment, model: Any, args: Any, parts: Parts, ru
 
 def finish(output: Path, before: dict | None, after: dict | None, *, seconds: float) -> None:
     """summary.json, curves.png and the table of one run."""
-    import matplotlib
-
-    matplotlib.use("Agg")
     from rich.console import Console
 
     from aent_llm.compare import draw, read_runs, table

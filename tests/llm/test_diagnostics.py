@@ -57,8 +57,8 @@ def step(**values):
     [
         (CONTROLLER, TopK(64), [step(), step(full=0.04)], "entropy collapsed"),
         (CONTROLLER, TopK(64), [step(), step(full=3.5)], "entropy explodes"),
-        (CONTROLLER, TopK(64), [step(coef=1.0)] * 20, "at the end 1 of its box"),
-        (CONTROLLER, TopK(64), [step(coef=0.01)] * 20, "at the end 0.01 of its box"),
+        (CONTROLLER, TopK(64), [step(coef=1.0, clamped=0.1)] * 20, "at the end 1 of its box"),
+        (CONTROLLER, TopK(64), [step(coef=0.01, clamped=0.5)] * 20, "at the end 0.01 of its box"),
         (CONTROLLER, TopK(64), [step(kept=1.1)], "no policy can reach it"),
         (Constant(0.1), TopK(64), [step(grad_cosine=0.99999)] * 20, "the clamp has had no effect"),
     ],
@@ -76,6 +76,13 @@ def test_a_healthy_run_is_left_in_peace() -> None:
     assert [alarms.check(step(full=1.0 - 0.02 * i, coef=0.1 + 0.001 * i)) for i in range(40)] == [[]] * 40
     full = Alarms(Constant(0.0), Full())  # nothing is clamped and nothing moves: neither is a reason to warn
     assert [full.check(step(grad_cosine=1.0, coef=0.0)) for _ in range(40)] == [[]] * 40
+
+
+@pytest.mark.parametrize("values", [(1.0, 0.3), (0.01, 0.3), (1.0, 0.5), (0.01, 0.1)])
+def test_an_end_of_the_box_is_no_alarm_while_the_band_does_not_ask_for_more(values) -> None:
+    coefficient, clamped = values
+    alarms = Alarms(CONTROLLER, TopK(64))
+    assert [alarms.check(step(coef=coefficient, clamped=clamped)) for _ in range(40)] == [[]] * 40
 
 
 def test_alarms_are_remembered_over_a_checkpoint() -> None:
