@@ -7,7 +7,6 @@ same way at a small size on the CPU.
 
 from __future__ import annotations
 
-import os
 import re
 import runpy
 import shlex
@@ -45,7 +44,7 @@ ADDED = {  # start of a command -> what is added; the longest start that fits co
     "python -m aent_llm.bench_gpu": "--device cpu --vocab 100 --tokens 8 --hidden 8 --rounds 1",
     "python -m aent_llm.bench_step": "--random-model --vocabulary 100 --hidden 64 --layers 1 --completions 8 "
     "--tokens 8 --rounds 1 --device cpu",
-    "python -m aent_llm.kernel_code": "",
+    "python -m aent_llm.kernel_code": "--help",  # half a minute of compiling; as printed in `make test-slow`
     "python -m aent_llm.study sweep": "--dry-run",
     "python -m aent_llm.leaderboard run": "--dry-run",
     "python examples/": "--steps 2",
@@ -57,7 +56,6 @@ REFUSED = {  # these go on from hours of runs: here they must say what is missin
     "python -m aent_llm.leaderboard record": "no finished run",
 }
 DONE: set[tuple[str, ...]] = set()  # several lines become one when they are shortened
-OWN_PROCESS = ("aent_llm.kernel_code",)  # needs Triton's compiler, where the tests have its interpreter
 PLACEHOLDERS = {"MODEL": "tiny", "FILE": "llm/configs/gpu_aent.yaml", "$NODE": "0", "$HEAD": "host", "$SERVER": "host"}
 
 
@@ -123,10 +121,6 @@ def run(words: list[str], root: Path) -> None:
     """Run a module or a file with arguments as ``python`` would; any status but 0 is an error."""
     is_module = words[0] == "-m"
     named, arguments = words[is_module], words[is_module + 1 :]
-    if named in OWN_PROCESS:
-        environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
-        subprocess.run([sys.executable, *words], check=True, capture_output=True, cwd=root, env=environment)
-        return
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*found in sys.modules after import of package")
         patch.chdir(root)

@@ -159,7 +159,7 @@ def test_make_clean_keeps_what_is_yours(root: Path) -> None:
 @pytest.mark.parametrize(
     ("argv", "printed"),
     [
-        (["toymdp", "verify", "--scale", "smoke"], "as claimed"),
+        (["toymdp", "list"], "smoke-bandit"),
         (["aent.bench", "--rows", "2", "--vocabulary", "500"], "numpy.partition"),
         (["paper_figures", "--help"], "--only"),
         (["aent_llm", "--help"], "calibrate"),
