@@ -22,7 +22,7 @@ import functools
 import math
 import numbers
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
@@ -42,6 +42,7 @@ __all__ = [
     "entropy_gradient",
     "entropy_split",
     "sampled_entropy",
+    "support_to_dict",
     "support_weights",
 ]
 
@@ -191,6 +192,11 @@ class Tsallis:
 
     def weights(self, logits: Any) -> Any:
         return array_namespace(logits).ones_like(logits)
+
+
+def support_to_dict(rule: Support) -> dict[str, Any]:
+    """A rule of this module as JSON keeps it: ``{"type": "TopK", "k": 100}``."""
+    return {"type": type(rule).__name__, **asdict(rule)}  # type: ignore[call-overload]
 
 
 @_by_blocks_of_rows

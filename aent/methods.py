@@ -50,7 +50,7 @@ from aent.shaping import (
     TemperedReinforce,
 )
 
-__all__ = ["METHODS", "Method", "method"]
+__all__ = ["METHODS", "Method", "method", "method_name", "plain_name"]
 
 
 @dataclass(frozen=True)
@@ -155,3 +155,20 @@ def method(name: str) -> Method:
         hint = f"; did you mean {close[0]!r}?" if close else "."
         raise ValueError(f"unknown method {name!r}{hint} Known: {', '.join(METHODS)}")
     return METHODS[name]
+
+
+def method_name(given: str) -> str:
+    """The key of ``METHODS``; case, underscores and hyphens do not matter.
+
+    Raises:
+        ValueError: unknown name, with the nearest known one.
+    """
+    names = {plain_name(name): name for name in METHODS}
+    if (name := names.get(plain_name(str(given)))) is None:
+        method(str(given))  # says what there is
+    return str(name)
+
+
+def plain_name(name: str) -> str:
+    """What is left of a name without case, underscores and hyphens."""
+    return name.replace("_", "").replace("-", "").lower()

@@ -160,7 +160,7 @@ def _identity(run: RunData, by: str) -> str:
 
 def method(config: dict[str, Any]) -> str:
     """The entropy block in a few words: ``no bonus``, ``top k 100 + band``, ``full, constant 0.01``, ``clip-cov``."""
-    own, block = config.get("entropy") or {}, curves.block(config)
+    own, block = config.get("entropy") or {}, curves.entropy_block(config)
     support, rule = curves.typed(block["support"]), curves.typed(block["controller"])
     values = [f"{value:g}" for key, value in support.items() if key != "type"]
     kept = " ".join([support["type"].replace("_", " "), *values])

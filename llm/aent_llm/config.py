@@ -23,18 +23,18 @@ import difflib
 import json
 import math
 import warnings
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple, get_args
 
 from trl.trainer.grpo_config import GRPOConfig
 
 from aent.controllers import Constant, Controller, controller_from_dict
-from aent.entropy import DropLowest, Full, Nucleus, Support, TopK, Tsallis
-from aent.methods import METHODS, Method, method
+from aent.entropy import DropLowest, Full, Nucleus, Support, TopK, Tsallis, support_to_dict
+from aent.methods import METHODS, Method, method_name, plain_name
 from aent.shaping import Shaping, shaping_from_dict, tempered_members
 from aent_llm.entropy_head import Engine
 
-__all__ = ["AEntGRPOConfig", "Parts", "controller", "method_name", "parts", "shaping", "support", "support_to_dict"]
+__all__ = ["AEntGRPOConfig", "Parts", "controller", "parts", "shaping", "support"]
 
 SUPPORTS: dict[str, type] = {one.__name__: one for one in (Full, DropLowest, TopK, Nucleus, Tsallis)}
 PARTS = ("entropy_support", "entropy_controller", "entropy_shaping")
@@ -55,11 +55,6 @@ def support(given: Any) -> Support:
     except TypeError:
         expected = ", ".join(SUPPORTS[name].__dataclass_fields__) or "no options"
         raise ValueError(f"entropy_support {name}: got {sorted(options) or 'nothing'}, expected {expected}") from None
-
-
-def support_to_dict(rule: Support) -> dict[str, Any]:
-    """Inverse of ``support``, for the rules of ``aent.entropy``."""
-    return {"type": type(rule).__name__, **asdict(rule)}  # type: ignore[call-overload]
 
 
 def controller(given: Any) -> Controller:
@@ -86,18 +81,6 @@ def shaping(given: Any) -> Shaping:
         return given
     name, options = _parts(given, Shaping.registry, "entropy_shaping")
     return shaping_from_dict({"type": name, **options})
-
-
-def method_name(given: str) -> str:
-    """The key of ``aent.methods.METHODS``; case, underscores and hyphens do not matter.
-
-    Raises:
-        ValueError: unknown name, with the nearest known one.
-    """
-    names = {_plain(name): name for name in METHODS}
-    if (name := names.get(_plain(str(given)))) is None:
-        method(str(given))  # says what there is
-    return str(name)
 
 
 class Parts(NamedTuple):
@@ -341,13 +324,9 @@ def _parts(given: Any, known: dict[str, Any], where: str) -> tuple[str, dict[str
     """(canonical type name, options) of ``"name"`` or ``{"type": "name", ...}``; case and underscores do not matter."""
     options = {"type": given} if isinstance(given, str) else dict(given) if isinstance(given, dict) else {}
     asked = options.pop("type", None)
-    names = {_plain(name): name for name in known}
-    if not isinstance(asked, str) or _plain(asked) not in names:
-        close = difflib.get_close_matches(_plain(str(asked)), names, n=1)
+    names = {plain_name(name): name for name in known}
+    if not isinstance(asked, str) or plain_name(asked) not in names:
+        close = difflib.get_close_matches(plain_name(str(asked)), names, n=1)
         hint = f"; did you mean {names[close[0]]!r}?" if close else ""
         raise ValueError(f"{where}: unknown type {asked!r} in {given!r}{hint} Known: {', '.join(sorted(known))}")
-    return names[_plain(asked)], options
-
-
-def _plain(name: str) -> str:
-    return name.replace("_", "").replace("-", "").lower()
+    return names[plain_name(asked)], options

@@ -7,7 +7,6 @@ is solid, clamped entropy dashed. Bands are drawn in grey where all groups share
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from typing import Any
 
 import matplotlib as mpl
@@ -17,10 +16,11 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from aent import methods
+from aent.entropy import support_to_dict
+from aent.methods import METHODS, method_name
 from aent_llm import style
 
-__all__ = ["draw", "typed"]
+__all__ = ["draw", "entropy_block", "typed"]
 
 Curves = Mapping[str, Mapping[str, Any]]  # label -> metric -> compare.Curve
 PANELS = (  # metrics, title, unit
@@ -44,7 +44,7 @@ def draw(
         notes: lines to add under the headline.
     """
     colours = {label: style.COLOURS[i % len(style.COLOURS)] for i, label in enumerate(measured)}
-    clamps = {label: typed(block(configs[label])["support"]) for label in measured}
+    clamps = {label: typed(entropy_block(configs[label])["support"]) for label in measured}
     clamped = {label for label in measured if clamps[label]["type"] != "full" and len(measured[label]["clamped"].steps)}
     bands = {label: found for label in measured if (found := _band(configs[label]))}
     figure, axes = style.canvas(
@@ -77,18 +77,17 @@ def typed(block: Any) -> dict[str, Any]:
     return {**block, "type": snake.replace("-", "_")}
 
 
-def block(config: Mapping[str, Any]) -> dict[str, Any]:
+def entropy_block(config: Mapping[str, Any]) -> dict[str, Any]:
     """The entropy block of a run's config, with the support and the controller that a method by name brings along."""
     own = config.get("entropy") or {}
     if own.get("method") is None:
         return {"support": "full", "controller": 0.0, **own}
-    named = methods.method(str(own["method"]).lower().replace("_", "-"))
-    support = {"type": type(named.support).__name__, **asdict(named.support)}  # type: ignore[call-overload]
-    return {"support": support, "controller": named.controller.to_dict(), **own}
+    named = METHODS[method_name(own["method"])]
+    return {"support": support_to_dict(named.support), "controller": named.controller.to_dict(), **own}
 
 
 def _band(config: Mapping[str, Any]) -> tuple[float, float] | None:
-    rule = typed(block(config)["controller"])
+    rule = typed(entropy_block(config)["controller"])
     try:
         return float(rule["low"]), float(rule["high"])
     except KeyError:

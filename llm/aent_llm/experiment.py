@@ -79,7 +79,8 @@ class Experiment:
 
     def plan(self, processes: int = 1) -> dict[str, Any]:
         """Batch arithmetic and entropy block as they would run on ``processes`` GPUs; loads no model and no data."""
-        from aent_llm.config import parts, support_to_dict
+        from aent.entropy import support_to_dict
+        from aent_llm.config import parts
 
         train, method = self.train, self.entropy.get("method")
         found = parts(method, *(self.entropy.get(name) for name in PARTS))

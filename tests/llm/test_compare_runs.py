@@ -173,10 +173,13 @@ def test_methods_have_names(entropy: dict, expected: str) -> None:
 
 def test_a_method_by_name_brings_its_band_and_its_clamp() -> None:
     published = {"entropy": {"method": "AEnt"}}
+    assert curves.entropy_block({"entropy": {"method": "ClipCov"}})["support"] == {
+        "type": "Full"
+    }  # as training takes it
     assert curves._band(published) == (0.15, 0.24)
-    assert curves.typed(curves.block(published)["support"]) == {"type": "drop_lowest", "share": 0.33}
+    assert curves.typed(curves.entropy_block(published)["support"]) == {"type": "drop_lowest", "share": 0.33}
     assert curves._band({"entropy": {"method": "AEnt", "controller": 0.1}}) is None
-    assert curves.block({}) == {"support": "full", "controller": 0.0}
+    assert curves.entropy_block({}) == {"support": "full", "controller": 0.0}
 
 
 def test_other_data_and_unequal_lengths_are_said() -> None:
