@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from aent_llm.experiment import CONFIGS
-from aent_llm.study import record, run_all
+from aent_llm.study import add_arguments, record, run_all
 
 __all__ = ["ARMS", "Setting", "main"]
 
@@ -119,15 +119,11 @@ def main(argv: list[str] | None = None) -> int:
         prog="python -m aent_llm.leaderboard", description=(__doc__ or "").partition("\n")[0]
     )
     parser.add_argument("stage", choices=("run", "record"))
-    parser.add_argument("--folder", type=Path, default=Path("runs/leaderboard"), help="default: %(default)s")
     parser.add_argument("--methods", nargs="+", choices=ARMS, metavar="NAME", help="only these (default: all)")
     parser.add_argument("--values", type=int, choices=(1, 2), default=2, help="values of the knob (default: 2)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="default: 0 1 2")
-    parser.add_argument("--config", type=Path, default=CONFIG, help="default: %(default)s")
-    parser.add_argument("--jobs", type=int, default=2, help="runs at a time (default: 2)")
-    parser.add_argument("--out", type=Path, default=Path("paper_figures/records/llm_methods.jsonl"))
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override for every run")
-    parser.add_argument("--dry-run", action="store_true", help="list the runs; run nothing")
+    record_file = Path("paper_figures/records/llm_methods.jsonl")
+    add_arguments(parser, folder=Path("runs/leaderboard"), config=CONFIG, out=record_file)
     options = parser.parse_args(argv)
     if options.stage == "record":
         runs = record(options.folder, options.out, curves=("reward", "entropy/full"), per_problem=False)

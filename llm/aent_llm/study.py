@@ -120,6 +120,16 @@ def run_arm(arm: Any, seed: int, folder: Path, config: Path, extra: list[str]) -
     return done.returncode
 
 
+def add_arguments(parser: argparse.ArgumentParser, *, folder: Path, config: Path, out: Path) -> None:
+    """Flags of every experiment of many runs; ``run_all`` and ``record`` take them."""
+    parser.add_argument("--folder", type=Path, default=folder, help="default: %(default)s")
+    parser.add_argument("--config", type=Path, default=config, help="default: %(default)s")
+    parser.add_argument("--jobs", type=int, default=2, help="runs at a time (default: 2)")
+    parser.add_argument("--out", type=Path, default=out, help="file of the record (default: %(default)s)")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override for every run")
+    parser.add_argument("--dry-run", action="store_true", help="list the runs; run nothing")
+
+
 def run_all(runs: list[tuple[Any, int]], folder: Path, options: argparse.Namespace) -> int:
     """Every (arm, seed), ``options.jobs`` at a time; the exit code: 1 if one failed. ``--dry-run`` only lists them."""
     print(f"{len(runs)} runs into {folder}")
@@ -176,13 +186,8 @@ def main(argv: list[str] | None = None) -> int:
     """Run a stage, or write the record."""
     parser = argparse.ArgumentParser(prog="python -m aent_llm.study", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("stage", choices=("sweep", "compare", "record"))
-    parser.add_argument("--folder", type=Path, default=Path("runs/study"), help="default: %(default)s")
-    parser.add_argument("--config", type=Path, default=CONFIG, help="default: %(default)s")
     parser.add_argument("--seeds", type=int, nargs="+", help="default: 100 101 for the sweep, 0 to 4 to compare")
-    parser.add_argument("--jobs", type=int, default=2, help="runs at a time (default: 2)")
-    parser.add_argument("--out", type=Path, default=Path("paper_figures/records/llm_tiny.jsonl"))
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override for every run")
-    parser.add_argument("--dry-run", action="store_true", help="list the runs; run nothing")
+    add_arguments(parser, folder=Path("runs/study"), config=CONFIG, out=Path("paper_figures/records/llm_tiny.jsonl"))
     options = parser.parse_args(argv)
     if options.stage == "record":
         print(f"{record(options.folder, options.out)} runs -> {options.out}")

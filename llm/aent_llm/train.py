@@ -237,7 +237,7 @@ def finish(output: Path, before: dict | None, after: dict | None, *, seconds: fl
 
 def _evaluated(trainer: Any, experiment: Experiment, parts: Parts, path: Path) -> dict | None:
     """Held-out accuracy; kept on disk so that a resumed run does not measure ``before`` on trained weights."""
-    if experiment.evaluation is None or trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+    if experiment.evaluation is None or _is_sharded(trainer):
         return None  # a sharded policy is evaluated from its saved weights: python -m aent_llm eval --model .../final
     if path.is_file():
         return json.loads(path.read_text(encoding="utf-8"))
@@ -290,13 +290,20 @@ def _go_on(trainer: Any, checkpoint: str | None) -> None:
     """
     from transformers import TrainerState
 
-    state = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json")) if checkpoint else None
-    if checkpoint is None or state is None or state.global_step < state.max_steps:
+    if checkpoint is None:
+        trainer.train()
+        return
+    state = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json"))
+    if state.global_step < state.max_steps:
         trainer.train(resume_from_checkpoint=checkpoint)
-    elif trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+    elif _is_sharded(trainer):
         raise ValueError(f"all {state.max_steps} steps are done; the weights are in {checkpoint}")
     else:
         trainer._load_from_checkpoint(checkpoint)
+
+
+def _is_sharded(trainer: Any) -> bool:
+    return trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
 
 
 def _override(text: str) -> tuple[str, Any]:
