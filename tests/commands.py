@@ -36,7 +36,7 @@ ADDED = {  # start of a command -> what is added; the longest start that fits co
     "python -m paper_figures --only": "--scale smoke --jobs 1",
     "python -m paper_figures --only f14": "--scale smoke --jobs 1 --only f1",  # f14 has its own tests
     "python -m aent_llm train": "--dry-run",
-    "python -m aent_llm train --config llm/configs/cpu_": SMALL_RUN,
+    "python -m aent_llm train --config llm/aent_llm/configs/cpu_": SMALL_RUN,
     "python -m aent_llm eval": "--limit 4 --samples 2 --max-tokens 4 --bootstrap 20",
     "python -m aent_llm calibrate": "--data tiny --prompts 4 --samples 2 --max-tokens 4 --reward none",
     "python -m aent_llm compare": "",
@@ -56,7 +56,7 @@ REFUSED = {  # these go on from hours of runs: here they must say what is missin
     "python -m aent_llm.leaderboard record": "no finished run",
 }
 DONE: set[tuple[str, ...]] = set()  # several lines become one when they are shortened
-PLACEHOLDERS = {"MODEL": "tiny", "FILE": "llm/configs/gpu_aent.yaml", "$NODE": "0", "$HEAD": "host", "$SERVER": "host"}
+PLACEHOLDERS = {"MODEL": "tiny", "FILE": "llm/aent_llm/configs/gpu_aent.yaml", "$NODE": "0", "$HEAD": "host", "$SERVER": "host"}
 
 
 def longest_start(line: str, table: dict[str, str]) -> str | None:

@@ -1,6 +1,6 @@
 """A training experiment as one YAML file: model, data, rewards, entropy, train, evaluation.
 
-    experiment = load_experiment("llm/configs/cpu_aent.yaml", {"train.learning_rate": 1e-4})
+    experiment = load_experiment("llm/aent_llm/configs/cpu_aent.yaml", {"train.learning_rate": 1e-4})
     print(experiment.plan(processes=1))          # what would run, without loading anything
     args = experiment.training_arguments("runs/first")
 
@@ -26,7 +26,7 @@ from aent_llm.evaluate import EvalConfig
 
 __all__ = ["CONFIGS", "EvaluationConfig", "Experiment", "ModelConfig", "load_experiment"]
 
-CONFIGS = Path(__file__).parent.parent / "configs"
+CONFIGS = Path(__file__).parent / "configs"
 PARTS = ("support", "controller", "shaping")
 EXPONENTS = ("learning_rate", "epsilon")
 

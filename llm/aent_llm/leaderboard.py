@@ -3,7 +3,7 @@
     python -m aent_llm.leaderboard run           # first value of every method, then the second; 3 seeds each
     python -m aent_llm.leaderboard record        # -> paper_figures/records/llm_methods.jsonl
 
-Each run is ``python -m aent_llm train`` with ``llm/configs/cpu_methods.yaml``, in a process of its own, as in
+Each run is ``python -m aent_llm train`` with ``llm/aent_llm/configs/cpu_methods.yaml``, in a process of its own, as in
 ``study.py``: stop at any time, finished runs are kept. The first value is the published one where it means something on
 this task, else our own choice; the second says how much the value matters. Nothing is tuned: both are reported. What
 counts is held-out accuracy at the end.

@@ -98,7 +98,7 @@ def launched(line: str, experiment: Experiment) -> tuple[int, Experiment]:
         assert asked.multi_gpu
         assert asked.mixed_precision == "bf16"
     options = train._parser().parse_args(asked.training_script_args[1:])
-    assert Path(options.config) == Path("llm/configs") / f"{experiment.name}.yaml"
+    assert Path(options.config) == Path("llm/aent_llm/configs") / f"{experiment.name}.yaml"
     changes = {key: yaml.safe_load(value) for key, _, value in (one.partition("=") for one in options.set)}
     return asked.num_processes, load_experiment(CONFIGS / f"{experiment.name}.yaml", changes)
 
