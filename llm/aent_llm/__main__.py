@@ -25,7 +25,10 @@ def main(argv: list[str] | None = None) -> int:
     module = importlib.import_module(f"aent_llm.{COMMANDS[arguments[0]][0]}")
     try:
         return module.main(arguments[1:])
-    except (OSError, ImportError, ValueError) as error:  # written for the user
+    except KeyboardInterrupt:
+        print(f"aent_llm {arguments[0]}: interrupted", file=sys.stderr)
+        return 130
+    except (OSError, ImportError, ValueError, FloatingPointError) as error:  # written for the user
         if "AENT_DEBUG" in os.environ:
             raise
         print(f"aent_llm {arguments[0]}: {error}\n(AENT_DEBUG=1 shows where this was raised)", file=sys.stderr)

@@ -46,5 +46,9 @@ class StepBar(TrainerCallback):
             self.bar.set_postfix({k: f"{v:.3g}" for k, v in found.items() if math.isfinite(v)})
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the line of the bar."""
         if self.bar is not None:
             self.bar.close()
