@@ -1,6 +1,6 @@
 """A training experiment as one YAML file: model, data, rewards, entropy, train, evaluation.
 
-    experiment = load_experiment("llm/aent_llm/configs/cpu_aent.yaml", {"train.learning_rate": 1e-4})
+    experiment = load_experiment("cpu_aent", {"train.learning_rate": 1e-4})
     print(experiment.plan(processes=1))          # what would run, without loading anything
     args = experiment.training_arguments("runs/first")
 
@@ -21,12 +21,12 @@ from typing import Any
 
 import yaml
 
+from aent_llm.config_files import CONFIGS, find_config
 from aent_llm.data import DataConfig
 from aent_llm.evaluate import EvalConfig
 
 __all__ = ["CONFIGS", "EvaluationConfig", "Experiment", "ModelConfig", "load_experiment"]
 
-CONFIGS = Path(__file__).parent / "configs"
 PARTS = ("support", "controller", "shaping")
 EXPONENTS = ("learning_rate", "epsilon")
 
@@ -111,6 +111,8 @@ class Experiment:
 def load_experiment(path: str | Path, overrides: dict[str, Any] | None = None) -> Experiment:
     """Read and validate an experiment file; ``overrides`` maps dotted keys to values.
 
+    ``path`` may also be the name of a config of the package, such as ``"cpu_aent"`` (see ``find_config``).
+
     ``entropy.method`` there takes the place of the file's support, controller, shaping and warm-up, which belong to
     another method; to replace a part of the one named, override that part too.
 
@@ -119,14 +121,11 @@ def load_experiment(path: str | Path, overrides: dict[str, Any] | None = None) -
         ValueError: not a mapping, an unknown or missing key, a value that its class refuses.
 
     Examples:
-        >>> experiment = load_experiment(CONFIGS / "cpu_aent.yaml", {"train.num_generations": 16})
+        >>> experiment = load_experiment("cpu_aent", {"train.num_generations": 16})
         >>> experiment.plan(processes=2)["prompts per rollout phase"]  # 2 batches of 128 completions, 16 per prompt
         16
     """
-    path = Path(path)
-    if not path.is_file():
-        near = difflib.get_close_matches(path.name, [one.name for one in CONFIGS.glob("*.yaml")], n=3, cutoff=0.3)
-        raise FileNotFoundError(f"{path} does not exist. In {CONFIGS.name}/: {', '.join(near) or 'nothing like it'}")
+    path = find_config(path)
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
