@@ -1,4 +1,4 @@
-"""``python -m aent_llm train | eval | calibrate | compare``; each has ``--help``."""
+"""``python -m aent_llm train | eval | calibrate | compare | configs``; each has ``--help``."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ COMMANDS = {
     "eval": ("evaluate", "avg@k, pass@k, maj@k of a model on benchmarks or a local file"),
     "calibrate": ("calibrate", "measure a model's entropies and write an entropy block for it"),
     "compare": ("compare", "curves and a table of finished or running runs"),
+    "configs": ("config_files", "the configs that come with the package; a copy of one to start from"),
 }
 
 

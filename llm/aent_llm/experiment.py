@@ -13,16 +13,17 @@ known, or a value of another type, is an error with its line; a setting never go
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import difflib
 import functools
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from aent_llm.config_files import CONFIGS, find_config
 from aent_llm.data import DataConfig
 from aent_llm.evaluate import EvalConfig
 from aent_llm.ranges import RANGES
@@ -41,9 +42,8 @@ from aent_llm.schema import (
 )
 from aent_llm.tiny import TinySpec
 
-__all__ = ["CONFIGS", "EvaluationConfig", "Experiment", "ModelConfig", "config_file", "load_experiment", "reference"]
+__all__ = ["CONFIGS", "EvaluationConfig", "Experiment", "ModelConfig", "load_experiment", "reference"]
 
-CONFIGS = Path(__file__).parent / "configs"
 PARTS = ("support", "controller", "shaping")
 NOT_SET_HERE = {  # a field of AEntGRPOConfig -> where it is set instead
     "output_dir": "by --output on the command line",
@@ -192,25 +192,6 @@ class Batch:
 # ----------------------------------------------------------------------------------------------------------- reading
 
 
-def config_file(name: str | Path) -> Path:
-    """The file at a path, or the shipped one of that name (``qwen_math_aent``, with or without ``.yaml``).
-
-    Raises:
-        FileNotFoundError: neither; near names are listed.
-    """
-    path, shipped = Path(name), sorted(CONFIGS.glob("*.yaml"))
-    if path.is_file():
-        return path
-    if path.parent == Path():
-        for one in shipped:
-            if path.name in (one.name, one.stem):
-                return one
-    what = "is a folder" if path.is_dir() else "does not exist"
-    names = [one.stem for one in shipped]
-    near = difflib.get_close_matches(path.name.removesuffix(".yaml"), names, n=3, cutoff=0.3) or names
-    raise FileNotFoundError(f"{path} {what}. Shipped: {', '.join(f'{one}.yaml' for one in near)}")
-
-
 def load_experiment(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Experiment:
     """Read and validate an experiment file; ``overrides`` maps dotted keys to values.
 
@@ -218,7 +199,7 @@ def load_experiment(path: str | Path, overrides: Mapping[str, Any] | None = None
     another method; to replace a part of the one named, override that part too.
 
     Args:
-        path: a file, or the name of a shipped one.
+        path: a file, or the name of a config of the package.
         overrides: dotted keys.
 
     Raises:
@@ -231,7 +212,7 @@ def load_experiment(path: str | Path, overrides: Mapping[str, Any] | None = None
         >>> experiment.plan(processes=2)["prompts per rollout phase"]  # 2 batches of 128 completions, 16 per prompt
         16
     """
-    path = config_file(path)
+    path = find_config(path)
     raw, places = read_yaml(path)
     if not isinstance(raw, dict):
         raise ValueError(f"{path}: expected a mapping with model, data, rewards, entropy and train, got {short(raw)}")
@@ -290,18 +271,18 @@ def parse_experiment(raw: dict[str, Any], name: str, places: Places | None = Non
 
 @dataclass
 class _File:
-    """The blocks of a file; each is checked by itself."""
+    """The blocks of a file; what is in each is checked by itself."""
 
-    model: Any = setting(None, "where the policy comes from")
-    data: Any = setting(None, "the problems to train on")
-    rewards: Any = setting(
-        ["math_verify"],
-        "names of `rewards.py` or dotted paths of functions; `{name: weight}` weighs them; the first decides what is "
-        "correct",
+    data: dict[str, Any] = field(metadata={"help": "the problems to train on"})
+    model: dict[str, Any] | None = setting(None, "where the policy comes from")
+    rewards: Text | list[Text] | dict[str, float] | None = setting(
+        "math_verify",
+        "names of `rewards.py`, or dotted paths of functions (`package.module:function`); `{name: weight, ...}` weighs "
+        "them; the first one says what is correct",
     )
-    entropy: Any = setting(None, "what the bonus is taken over, and the rule that moves its coefficient")
-    train: Any = setting(None, "everything else of `trl.GRPOConfig`")
-    evaluation: Any = setting(None, "held-out problems, measured before and after training; null: none")
+    entropy: dict[str, Any] | None = setting(None, "what the bonus is taken over, and what moves its coefficient")
+    train: dict[str, Any] | None = setting(None, "everything else of `trl.GRPOConfig`")
+    evaluation: dict[str, Any] | None = setting(None, "held-out problems, measured before and after training")
     paper: dict[str, Any] | None = setting(None, "documentation: what a published run used and reported")
 
 
@@ -319,16 +300,9 @@ def _made(cls: Any, values: dict[str, Any], places: Places, path: tuple[str, ...
         raise ValueError(f"{places.of(path)}{error}") from None
 
 
-@dataclass
-class _Rewards:
-    rewards: Text | list[Text] | dict[str, float]
-
-
 def _rewards(given: Any, places: Places) -> tuple[tuple[str, ...], list[float] | None]:
     """Names, and weights if there are any."""
-    if given is None:
-        return ("math_verify",), None
-    given = block(_Rewards).checked({"rewards": given}, places)["rewards"]
+    given = "math_verify" if given is None else given
     names = (given,) if isinstance(given, str) else tuple(given)
     if not names or len(set(names)) < len(names):
         raise ValueError(f"{places.of(('rewards',))}rewards: expected one or more different names, got {short(given)}")
@@ -392,10 +366,8 @@ def _rule(name: str, given: Any, places: Places) -> Any:
     elif isinstance(given, bool | list):
         raise ValueError(f"{places.of(path)}entropy.{name}: expected a name or a block with a type, got {short(given)}")
     elif name == "controller" and isinstance(given, str):
-        try:
+        with contextlib.suppress(ValueError):  # else the name of a rule
             given = float(given)
-        except ValueError:
-            pass  # the name of a rule
     try:
         getattr(config, name)(given)
     except ValueError as error:

@@ -229,10 +229,11 @@ def describe(kind: Any) -> str:
 def _range(kind: Any) -> str:
     words = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
     rules = [one for rule in get_args(kind)[1:] for one in getattr(rule, "metadata", ())]
-    found = [f"{text} {getattr(rule, name):g}" for rule in rules for name, text in words.items() if hasattr(rule, name)]
+    found = [f"{text} {getattr(rule, name)}" for rule in rules for name, text in words.items() if hasattr(rule, name)]
     if any(hasattr(rule, "min_length") for rule in rules):
         found.append("at least one letter")
-    return f" of {' and '.join(found)}" if found else ""
+    text = " and ".join(found)
+    return f"{' of' * text.startswith('at')} {text}" if text else ""
 
 
 def _listed(names: list[str]) -> str:
@@ -335,6 +336,8 @@ def _cure(setting: Setting, given: Any) -> str:
         return f"; did you mean {close[0]!r}?"
     if given is None and setting.default is not MISSING:
         return f"; leave the key out for {_shown(setting.default)}"
+    if isinstance(given, str) and dict in (get_origin(one) or one for one in kinds):
+        return "; a block is {key: value}, or lines below the key, indented"
     if isinstance(given, str) and bool in bases:
         return "; write true or false without quotes"
     return "; put text in quotes" if bases == [str] and not isinstance(given, str) else ""

@@ -122,7 +122,7 @@ def test_a_mistake_is_named(changes, message) -> None:
 
 
 def test_a_missing_file_names_near_ones(tmp_path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"qwen_math_aent\.yaml"):
+    with pytest.raises(FileNotFoundError, match=r"Near: qwen_math_aent"):
         load_experiment(tmp_path / "qwen_math_aen.yaml")
     (tmp_path / "list.yaml").write_text("- 1")
     with pytest.raises(ValueError, match="expected a mapping"):
