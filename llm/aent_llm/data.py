@@ -43,9 +43,7 @@ class DataConfig:
     """
 
     source: str = field(
-        metadata={
-            "help": "`tiny` (the embedded task), a `.jsonl` or `.parquet` file, a hub id or a data set folder"
-        }
+        metadata={"help": "`tiny` (the embedded task), a `.jsonl` or `.parquet` file, a hub id or a data set folder"}
     )
     split: str = setting(
         "train", "of a hub data set or the embedded task; slices such as `train[:1000]` work on the hub"

@@ -77,7 +77,9 @@ class ModelConfig:
     def __post_init__(self) -> None:
         check_fields(self, "model")
         if self.tiny and self.source != "tiny":
-            raise ValueError(f"model.tiny describes the embedded model and has no effect on {self.source!r}: leave it out")
+            raise ValueError(
+                f"model.tiny describes the embedded model and has no effect on {self.source!r}: leave it out"
+            )
 
 
 @dataclass(frozen=True)
@@ -174,7 +176,7 @@ class Experiment:
         if phase % accumulate:
             raise ValueError(
                 f"{self.name}: a rollout of {phase} micro-batches (train.steps_per_generation) is not whole optimiser "
-                f"steps of train.gradient_accumulation_steps={accumulate}: use a multiple, or leave steps_per_generation out"
+                f"steps of train.gradient_accumulation_steps={accumulate}: use a multiple, or leave it out"
             )
         return Batch(asked // group, group, micro * accumulate, phase // accumulate * self.of_train("num_iterations"))
 
@@ -328,9 +330,13 @@ def _train(given: Any, rewards: tuple[str, ...], weights: list[float] | None, pl
     for name in ("logging_steps", "save_steps"):
         every = train.get(name, 1)
         if every > 1 and every != int(every):
-            raise ValueError(f"{places.of(('train', name))}train.{name}: expected a whole number, or a share of all steps")
+            raise ValueError(
+                f"{places.of(('train', name))}train.{name}: expected a whole number, or a share of all steps"
+            )
     if train.get("max_steps") == 0:
-        raise ValueError(f"{places.of(('train', 'max_steps'))}train.max_steps: expected 1 or more, or -1 (epochs), got 0")
+        raise ValueError(
+            f"{places.of(('train', 'max_steps'))}train.max_steps: expected 1 or more, or -1 (epochs), got 0"
+        )
     return train
 
 
@@ -379,7 +385,9 @@ def rules_of(name: str) -> dict[str, Any]:
     """Name -> class of the supports, controllers or shaping rules."""
     from aent_llm import config
 
-    return {"support": config.SUPPORTS, "controller": config.Controller.registry, "shaping": config.Shaping.registry}[name]
+    return {"support": config.SUPPORTS, "controller": config.Controller.registry, "shaping": config.Shaping.registry}[
+        name
+    ]
 
 
 def _evaluation(given: Any, places: Places) -> EvaluationConfig | None:
@@ -457,16 +465,21 @@ def reference() -> str:
     ]
     head = (
         "# Settings\n\nWritten by `python -m aent_llm train --settings`. A value is converted to the type of its key "
-        "(YAML 1.2: `1e-8` is a number, `no` is text); anything else is refused with its line before a model is loaded. "
-        "On the command line: `--set train.learning_rate=1e-6`."
+        "(YAML 1.2: `1e-8` is a number, `no` is text); anything else is refused with its line before a model is "
+        "loaded. On the command line: `--set train.learning_rate=1e-6`."
     )
-    return "\n\n".join([head, *(part for title, table, text in sections for part in (f"## {title}", text, table) if part)])
+    return "\n\n".join(
+        [head, *(part for title, table, text in sections for part in (f"## {title}", text, table) if part)]
+    )
 
 
 def _rules_reference() -> str:
     lines = []
     for name in PARTS:
-        rows = [f"`{kind}` ({', '.join(settings_names(cls)) or 'no options'})" for kind, cls in sorted(rules_of(name).items())]
+        rows = [
+            f"`{kind}` ({', '.join(settings_names(cls)) or 'no options'})"
+            for kind, cls in sorted(rules_of(name).items())
+        ]
         lines.append(f"`{name}` takes a name, or `{{type: name, option: value}}`: {'; '.join(rows)}.")
     return "\n\n".join(lines)
 

@@ -87,7 +87,7 @@ def read_yaml(path: Path) -> tuple[Any, Places]:
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b"\n") + 1
         raise ValueError(
-            f"{path}, line {line}: byte {content[error.start] :#04x} is not UTF-8 text; save the file as UTF-8"
+            f"{path}, line {line}: byte {content[error.start]:#04x} is not UTF-8 text; save the file as UTF-8"
         ) from None
     known: dict[KeyPath, str] = {}
     return parse_yaml(text, str(path), lines=known), Places(str(path), known)
@@ -214,7 +214,9 @@ def describe(kind: Any) -> str:
     """A type in words, as after "expected": ``a whole number of at least 1, or null``."""
     origin, arguments = get_origin(kind), get_args(kind)
     if origin is Annotated:
-        return {bool: "true or false", int: "a whole number", float: "a number", str: "text"}[arguments[0]] + _range(kind)
+        return {bool: "true or false", int: "a whole number", float: "a number", str: "text"}[arguments[0]] + _range(
+            kind
+        )
     if origin in (Union, types.UnionType):
         return ", or ".join(describe(one) for one in arguments)
     if origin is Literal:
@@ -253,7 +255,9 @@ class Block:
         fields: dict[str, Any] = {
             name: (one.kind, ... if one.default is MISSING else one.default) for name, one in settings.items()
         }
-        self.model: Any = create_model("Block", __config__=ConfigDict(extra="forbid", protected_namespaces=()), **fields)
+        self.model: Any = create_model(
+            "Block", __config__=ConfigDict(extra="forbid", protected_namespaces=()), **fields
+        )
 
     def checked(self, given: Any, places: Places = Places(), path: KeyPath = ()) -> dict[str, Any]:
         """``given`` with its values converted to the types of the fields; defaults are not filled in.
@@ -290,7 +294,9 @@ class Block:
             return f"{place}{_dotted(path)}: unknown key {key!r}{hint}{rest}"
         kind = describe(self.settings[key].kind)
         if key not in given:
-            return f"{places.of(path)}{name} is needed: {kind}{rest}"
+            return (
+                f"{places.of(path)}{_dotted(path)}: the key {key!r} is needed: {self.settings[key].help or kind}{rest}"
+            )
         return f"{place}{name}: expected {kind}, got {_shown(given[key])}{_cure(self.settings[key], given[key])}{rest}"
 
     def reference(self, prefix: str = "") -> str:
@@ -349,7 +355,11 @@ def _dotted(path: KeyPath) -> str:
 
 def _shown(value: Any) -> str:
     """A value as YAML would have it."""
-    return {None: "null", True: "true", False: "false"}[value] if value is None or isinstance(value, bool) else short(value)
+    return (
+        {None: "null", True: "true", False: "false"}[value]
+        if value is None or isinstance(value, bool)
+        else short(value)
+    )
 
 
 def short(value: Any, width: int = 80) -> str:

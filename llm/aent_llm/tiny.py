@@ -337,6 +337,15 @@ def cache_root() -> Path:
     return Path(os.environ.get("AENT_CACHE") or Path.home() / ".cache" / "aent")
 
 
+def folder(spec: TinySpec, root: Path | None = None) -> Path:
+    """Where ``build`` keeps the model of this spec, whether it is there or not."""
+    return (root or cache_root()) / f"tiny-{hashlib.sha256(_content(spec).encode()).hexdigest()[:16]}"
+
+
+def _content(spec: TinySpec) -> str:
+    return json.dumps({"format": FORMAT, **asdict(spec)}, indent=1)
+
+
 def build(
     directory: str | os.PathLike[str] | None = None, *, spec: TinySpec | None = None, progress: bool = True
 ) -> Path:
@@ -353,8 +362,7 @@ def build(
     """
     spec = spec or TinySpec()
     root = Path(directory) if directory is not None else cache_root()
-    content = json.dumps({"format": FORMAT, **asdict(spec)}, indent=1)
-    target = root / f"tiny-{hashlib.sha256(content.encode()).hexdigest()[:16]}"
+    content, target = _content(spec), folder(spec, root)
     if _whole(target, content):
         return target
     root.mkdir(parents=True, exist_ok=True)
