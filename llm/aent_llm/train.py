@@ -4,13 +4,13 @@
     python -m aent_llm train --config my.yaml --set train.learning_rate=1e-6 --output runs/mine
     python -m aent_llm train --output runs/mine --resume      # after a kill: the same settings, the same numbers
 
-Order of work: everything that can be wrong with config, data and rewards is found before a model is loaded; the run
-directory is made last, right before training. Under ``accelerate launch`` every rank runs this file; rank 0 writes.
+Order of work: everything that can be known is checked before a model is loaded (``prepare.py``; ``--dry-run`` checks
+the same), and the run directory is made last, right before training. Until it holds a step it is no run: a second try
+takes its place. Under ``accelerate launch`` every rank runs this file; rank 0 writes.
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import ctypes
 import io
@@ -22,8 +22,6 @@ import sys
 import time
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 from aent.files import write_atomically
 from aent.runs import Run, changes, locked, read_run
@@ -37,14 +35,22 @@ from aent_llm.checkpoint import (
     sealed,
     write_checked,
 )
-from aent_llm.experiment import CONFIGS, Experiment, _set, load_experiment, parse_experiment
+from aent_llm.command_line import Parser
+from aent_llm.experiment import Experiment, load_experiment, overridden, parse_experiment, reference
+from aent_llm.prepare import Parts, from_cache_only, load_model, lora_config, prepare
+from aent_llm.schema import Places, parse_yaml
 
-DEFAULT = CONFIGS / "cpu_aent.yaml"
+DEFAULT = "cpu_aent"
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns its exit status."""
     options = _parser().parse_args(argv)
+    if options.settings:
+        print(reference())
+        return 0
+    if options.processes < 1:
+        raise ValueError(f"--processes {options.processes}: expected a number of GPUs, 1 or more")
     overrides = dict(_override(one) for one in options.set)
     if options.seed is not None:
         overrides["train.seed"] = options.seed
@@ -55,6 +61,8 @@ def main(argv: list[str] | None = None) -> int:
     else:
         experiment = load_experiment(options.config or DEFAULT, overrides)
     if options.dry_run:
+        if options.output:
+            _check_directory(Path(options.output), options.resume)
         return dry_run(experiment, options.processes)
     output = Path(options.output) if options.output else free_directory(Path("runs") / experiment.name)
     return train(experiment, output, resume=options.resume)
@@ -68,9 +76,9 @@ def saved_experiment(output: Path, overrides: dict[str, Any]) -> Experiment:
     """
     _check_directory(output, resume=True)
     raw = read_run(output)[0]
-    for key, value in overrides.items():
-        _set(raw, key, value)
-    return parse_experiment(raw, raw.pop("name", output.name))
+    name = str(raw.pop("name", output.name))
+    raw, places = overridden(raw, overrides, Places(str(output / "config.json")))
+    return parse_experiment(raw, name, places)
 
 
 def free_directory(wanted: Path) -> Path:
@@ -81,13 +89,23 @@ def free_directory(wanted: Path) -> Path:
 
 
 def dry_run(experiment: Experiment, processes: int) -> int:
-    """Print what would run; loads no model and no data, needs no network and no GPU."""
+    """Check all that can be checked without weights, and print what would run; downloads nothing, needs no GPU."""
     from rich import print as show
+    from torch.cuda import is_available
 
-    experiment.training_arguments("runs/dry", use_cpu=True, bf16=False)
+    skipped: list[str] = []
+    changed = {}
+    if not is_available() and not experiment.train.get("use_cpu") and experiment.train.get("bf16") is not False:
+        changed = {"use_cpu": True, "bf16": False}  # else refused by transformers on this machine
+        skipped.append("bfloat16 on a GPU: this machine has none")
+    with from_cache_only():
+        args = experiment.training_arguments("runs/dry", **changed)
+        prepare(experiment, args, processes=processes, skipped=skipped)
     show(experiment.plan(processes))
     if experiment.paper:
         show({"paper": experiment.paper})
+    for reason in skipped:
+        print(f"not checked here: {reason}")
     return 0
 
 
@@ -95,11 +113,11 @@ def train(experiment: Experiment, output: Path, *, resume: bool = False) -> int:
     """Run the whole experiment, into ``output``; returns the exit status, 128 + its number after a signal.
 
     Raises:
-        FileExistsError: the directory holds something and ``resume`` is not given.
+        FileExistsError: the directory holds a run, or something else, and ``resume`` is not given.
         FileNotFoundError: ``resume`` without a run there.
         BlockingIOError: another process is at work on that run.
-        ValueError: a problem in config, data or rewards, found before the model is loaded; on ``resume`` a setting that
-            would make it another run, or no checkpoint that can be used.
+        ValueError: whatever ``prepare`` finds, before the model is loaded and the directory is made; on ``resume`` a
+            setting that would make it another run, or no checkpoint that can be used.
     """
     with signals.handled() as stop:
         try:
@@ -112,26 +130,31 @@ def train(experiment: Experiment, output: Path, *, resume: bool = False) -> int:
 
 
 def _train(experiment: Experiment, output: Path, resume: bool, stop: signals.Stop) -> None:
+    from aent_llm.progress import RunLog
+
     started = time.perf_counter()
     if experiment.train.get("use_cpu"):
         keep_freed_memory()
     _check_directory(output, resume)
     with contextlib.ExitStack() as held:
-        if resume:
+        if exists := (output / "config.json").is_file():  # to go on with, or a start that came to no step
             held.enter_context(_only_writer(output))
+        if resume:
             changes(output, _config(experiment), may_change)
-        parts = prepare(experiment)  # data and rewards: every user error is found here
         args = experiment.training_arguments(output)
+        parts = prepare(experiment, args, processes=args.world_size)
         if resume:
             _check_checkpoint(output, args, parts)
         model = load_model(experiment, parts.source)
         if _is_main_process():
             _show_log()
-        run = _open_run(experiment, output, args.seed, resume) if _is_main_process() else None
-        if not resume:
-            held.enter_context(_only_writer(output))
-        trainer = make_trainer(experiment, model, args, parts, run)
+        trainer = make_trainer(experiment, model, args, parts)
         trainer.stop = stop
+        if _is_main_process():
+            trainer.add_callback(RunLog(_open_run(experiment, output, args.seed, resume)))
+        if not exists:
+            held.enter_context(_only_writer(output))
+        trainer.accelerator.wait_for_everyone()  # no rank looks for before.json earlier
         before = _evaluated(trainer, experiment, parts, output / "before.json")
         _go_on(trainer, output, resume)
         trainer.save_model(str(output / "final"))
@@ -166,85 +189,21 @@ def _show_log() -> None:
         logger.addHandler(_AboveTheBar())
 
 
-# ------------------------------------------------------------------------------------------------------------- parts
-
-
-class Parts:
-    """Tokenizer, problems and rewards of an experiment, checked."""
-
-    def __init__(self, source: str, tokenizer: Any, problems: Any, rewards: list[Any], held_out: Any):
-        self.source, self.tokenizer, self.problems = source, tokenizer, problems
-        self.rewards, self.held_out = rewards, held_out
-
-
-def prepare(experiment: Experiment) -> Parts:
-    """Load and check everything but the model."""
-    from aent_llm.data import check_problems, load_problems
-    from aent_llm.generate import load_tokenizer
-    from aent_llm.rewards import reward_function
-
-    rewards = [reward_function(name) for name in experiment.rewards]
-    problems = load_problems(experiment.data)
-    held_out = load_problems(experiment.evaluation.data) if experiment.evaluation else None
-    source = model_source(experiment)
-    try:
-        tokenizer = load_tokenizer(source)
-    except OSError as error:
-        raise ValueError(
-            f"model.source={source!r} is neither a folder with a tokenizer nor a hub id that can be reached "
-            f"(HF_HUB_OFFLINE={os.environ.get('HF_HUB_OFFLINE', 'not set')}): {str(error).splitlines()[0]}"
-        ) from None
-    limit = experiment.train.get("vllm_max_model_length")
-    room = None if limit is None else limit - experiment.train.get("max_completion_length", 256)
-
-    settings: dict[str, Any] = {
-        "tokenizer": tokenizer, "max_prompt_tokens": room, "reward_names": experiment.rewards,
-    }  # fmt: skip
-    problems = check_problems(problems, **settings, faulty=experiment.data.faulty)
-    if held_out is not None:
-        held_out = check_problems(held_out, **settings, faulty=experiment.evaluation.data.faulty)  # type: ignore[union-attr]
-    return Parts(source, tokenizer, problems, rewards, held_out)
-
-
-def model_source(experiment: Experiment) -> str:
-    """Hub id or folder; the embedded model is built first if need be."""
-    if experiment.model.source != "tiny":
-        return experiment.model.source
-    from aent_llm.tiny import TinySpec, build
-
-    return str(build(spec=TinySpec(**experiment.model.tiny)))
-
-
-def load_model(experiment: Experiment, source: str) -> Any:
-    """The policy, in the dtype of the experiment, on the CPU (accelerate moves it)."""
-    from transformers import AutoModelForCausalLM
-
-    options: dict[str, Any] = {"dtype": experiment.model.dtype, "trust_remote_code": experiment.model.trust_remote_code}
-    if experiment.model.attn_implementation:
-        options["attn_implementation"] = experiment.model.attn_implementation
-    return AutoModelForCausalLM.from_pretrained(source, **options)
-
-
-def make_trainer(experiment: Experiment, model: Any, args: Any, parts: Parts, run: Run | None) -> Any:
-    """The trainer, with the run directory as its log."""
+def make_trainer(experiment: Experiment, model: Any, args: Any, parts: Parts, run: Run | None = None) -> Any:
+    """The trainer, with the run directory as its log if there is one already."""
     from transformers import PrinterCallback, ProgressCallback
 
     from aent_llm.progress import RunLog, StepBar
     from aent_llm.trainer import AEntGRPOTrainer
 
-    lora = None
-    if experiment.model.lora is not None:
-        from peft import LoraConfig
-
-        lora = LoraConfig(task_type="CAUSAL_LM", **experiment.model.lora)
     trainer = AEntGRPOTrainer(
         model,
         parts.rewards,
         args,
         train_dataset=parts.problems,
         processing_class=parts.tokenizer,
-        peft_config=lora,
-        callbacks=[StepBar()] + ([RunLog(run)] if run else []),
+        peft_config=lora_config(experiment),
+        callbacks=[StepBar(), *([RunLog(run)] if run else [])],
     )
     trainer.remove_callback(ProgressCallback)
     trainer.remove_callback(PrinterCallback)
@@ -314,10 +273,10 @@ def _measure(trainer: Any, experiment: Experiment, parts: Parts) -> dict:
 def _check_directory(output: Path, resume: bool) -> None:
     if resume and not (output / "config.json").is_file():
         raise FileNotFoundError(f"--resume: {output} holds no run (no config.json); leave --resume out to start one")
-    if not resume and output.is_dir() and any(output.iterdir()):
+    if not resume and output.exists() and not _is_free(output):
         raise FileExistsError(
-            f"{output} already holds a run; nothing was overwritten. Go on with it by --resume, or choose another "
-            "--output"
+            f"{output} already holds a run, or something else; nothing was overwritten. Go on with it by --resume, or "
+            "choose another --output"
         )
     place = next(one for one in (output.absolute(), *output.absolute().parents) if one.exists())
     if not place.is_dir():
@@ -339,10 +298,25 @@ def _config(experiment: Experiment) -> dict[str, Any]:
     return {"name": experiment.name, **experiment.raw}
 
 
+def _is_free(output: Path) -> bool:
+    """Whether nothing is there, or a start that came to no step: a second try takes its place."""
+    return output.is_dir() and (not any(output.iterdir()) or _is_stepless(output))
+
+
+def _is_stepless(output: Path) -> bool:
+    if not all((output / name).is_file() for name in ("config.json", "provenance.json", "metrics.jsonl")):
+        return False
+    logged = (output / "metrics.jsonl").read_bytes().count(b"\n")
+    return not (logged or (output / "final").exists() or any(output.glob("checkpoint-*")))
+
+
 def _open_run(experiment: Experiment, output: Path, seed: int, resume: bool) -> Run:
     if resume:
         return Run.resume(output, _config(experiment), may_change)
-    return Run.create(output, _config(experiment), seed)
+    if not _is_stepless(output):
+        return Run.create(output, _config(experiment), seed)
+    (output / "before.json").unlink(missing_ok=True)  # measured with the settings of that start
+    return Run.restart(output, _config(experiment), seed)
 
 
 def _check_checkpoint(output: Path, args: Any, parts: Parts) -> None:
@@ -385,20 +359,20 @@ def _override(text: str) -> tuple[str, Any]:
     key, equals, value = text.partition("=")
     if not equals:
         raise ValueError(f"--set {text}: expected key=value, e.g. --set train.max_steps=20")
-    parsed = yaml.safe_load(value)
-    try:
-        return key, float(parsed) if isinstance(parsed, str) else parsed  # 1e-6 is text to YAML
-    except ValueError:
-        return key, parsed
+    return key, parse_yaml(value, f"--set {text}")
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m aent_llm train", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--config", help=f"experiment file (default: {DEFAULT.name}, or what the run to resume holds)")
+def _parser() -> Parser:
+    parser = Parser(prog="python -m aent_llm train", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument(
+        "--config",
+        help=f"experiment file, or the name of one of the package (default: {DEFAULT}; with --resume the run's own)",
+    )
     parser.add_argument("--output", help="run directory (default: the first free of runs/NAME, runs/NAME-2 ...)")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override, e.g. train.seed=1")
     parser.add_argument("--seed", type=int, help="short for --set train.seed=...")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --output, with its settings")
-    parser.add_argument("--dry-run", action="store_true", help="validate and show the plan; load nothing")
+    parser.add_argument("--dry-run", action="store_true", help="check everything but the weights, show the plan")
     parser.add_argument("--processes", type=int, default=1, help="GPUs to plan for with --dry-run (default: 1)")
+    parser.add_argument("--settings", action="store_true", help="describe every setting of an experiment file and stop")
     return parser
