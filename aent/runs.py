@@ -189,7 +189,8 @@ def changes(
         ValueError: a setting differs that may not; all of them are named.
     """
     saved, origin, _ = read_run(directory)
-    found = differences(origin.get("config", saved), _as_json(config))
+    started = origin.get("config")  # which runs of older versions have not
+    found = differences(started if isinstance(started, dict) else saved, _as_json(config))
     if refused := [text for key, text in found.items() if not may_change(key)]:
         raise ValueError(
             f"{directory} was started with another config: {'; '.join(refused)}. "
@@ -207,9 +208,13 @@ def differences(saved: dict[str, Any], given: dict[str, Any]) -> dict[str, str]:
         >>> differences({"a": {"b": 1, "c": 2}}, {"a": {"b": 1, "c": 3}})
         {'a.c': 'a.c: saved 2, given 3'}
     """
-    old, new, nothing = dict(_leaves(saved)), dict(_leaves(given)), "nothing"
+    old, new = dict(_leaves(saved)), dict(_leaves(given))
+
+    def shown(leaves: dict[str, Any], key: str) -> str:
+        return repr(leaves[key]) if key in leaves else "nothing"
+
     return {
-        key: f"{key}: saved {old.get(key, nothing)!r}, given {new.get(key, nothing)!r}"
+        key: f"{key}: saved {shown(old, key)}, given {shown(new, key)}"
         for key in sorted(old.keys() | new.keys())
         if key not in old or key not in new or (old[key] != new[key] and json.dumps(old[key]) != json.dumps(new[key]))
     }
@@ -224,9 +229,12 @@ def locked(directory: str | Path) -> Iterator[None]:
 
     Raises:
         BlockingIOError: another process (or another place in this one) holds it; names its process id.
+        FileNotFoundError: there is no such directory.
         OSError: the lock file cannot be made; says why and what to do.
     """
     path = Path(directory) / ".lock"
+    if not path.parent.is_dir():
+        raise FileNotFoundError(_missing(path.parent, "config.json"))
     try:
         file = path.open("a+", encoding="utf-8")
     except OSError as error:
