@@ -55,7 +55,10 @@ def prepare(experiment: Experiment, args: Any = None, *, processes: int = 1, ski
 
     batch = experiment.batch(processes)
     args = args or experiment.training_arguments("unused")
-    rewards = [reward_function(name) for name in experiment.rewards]
+    try:
+        rewards = [reward_function(name) for name in experiment.rewards]
+    except ValueError as error:
+        raise ValueError(f"rewards: {error}") from error
     _check_packages(experiment, args, skipped)
     problems = _problems(experiment.data, skipped)
     held_out = _problems(experiment.evaluation.data, skipped) if experiment.evaluation else None
@@ -237,7 +240,12 @@ def _check_model(experiment: Experiment, args: Any, config: Any, skipped: list[s
     if model.get_output_embeddings() is None:
         raise ValueError(f"model.source={source!r}: {type(model).__name__} has no head over the vocabulary")
     support, vocabulary = configs.support(args.entropy_support), model.get_output_embeddings().weight.shape[0]
-    check_kept_tokens(support, vocabulary)
+    try:
+        check_kept_tokens(support, vocabulary)
+    except ValueError as error:
+        raise ValueError(f"entropy.support: {error}") from None
+    if args.router_aux_loss_coef and not hasattr(config.get_text_config(), "output_router_logits"):
+        raise ValueError("train.router_aux_loss_coef: the model is no mixture of experts; leave it out")
     if configs.shaping(args.entropy_shaping).scales_logits:
         check_scalable(model)
     with torch.device("meta"):
@@ -333,9 +341,11 @@ def _check_optimiser(args: Any, model: Any) -> None:
 
 
 def _check_packages(experiment: Experiment, args: Any, skipped: list[str] | None) -> None:
-    """What must be installed or plugged in: vLLM, trackers, a GPU."""
+    """What must be there: a reference model, trackers, vLLM, a GPU."""
     from transformers.integrations import get_available_reporting_integrations
 
+    if args.sync_ref_model and args.beta == 0.0:
+        raise ValueError("train.sync_ref_model: true has no effect with train.beta=0: there is no reference model then")
     missing = set(args.report_to) - set(get_available_reporting_integrations())
     if missing:
         names = ", ".join(sorted(missing))

@@ -7,18 +7,24 @@ where it means "off" or "chosen for you".
 
 from __future__ import annotations
 
+import functools
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from aent_llm.schema import Count, NaturalNumber, NonNegative, Positive, Share
+from aent_llm.schema import Block, Count, NaturalNumber, NonNegative, Positive, Share, narrowed
 
-__all__ = ["RANGES"]
+__all__ = ["RANGES", "ranges_of"]
 
 Port = Annotated[int, Field(ge=1, le=65_535)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]  # of numpy
 Decay = Annotated[float, Field(ge=0, lt=1)]
 UpToOne = Annotated[float, Field(gt=0, le=1)]
+
+CACHES = (
+    "dynamic", "static", "offloaded", "offloaded_static", "quantized", "sliding_window", "hybrid", "hybrid_chunked",
+    "offloaded_hybrid", "offloaded_hybrid_chunked",
+)  # fmt: skip
 
 RANGES: dict[str, Any] = {
     # names
@@ -29,7 +35,7 @@ RANGES: dict[str, Any] = {
     "vllm_mode": Literal["colocate", "server"],
     "vllm_model_impl": Literal["vllm", "transformers"],
     "vllm_importance_sampling_mode": Literal["token_truncate", "token_mask", "sequence_truncate", "sequence_mask"],
-    "cache_implementation": Literal["dynamic", "static", "offloaded", "offloaded_static", "quantized"] | None,
+    "cache_implementation": Literal[CACHES] | None,
     # numbers
     "seed": Seed,
     "data_seed": Seed | None,
@@ -75,7 +81,12 @@ RANGES: dict[str, Any] = {
     "vllm_server_port": Port,
     "vllm_group_port": Port,
     "vllm_server_timeout": Positive,
-    "sampler_tolerance": Positive | None,
-    "entropy_warmup_steps": NaturalNumber,
     "entropy_tile_bytes": Count | None,
 }
+
+
+@functools.cache
+def ranges_of(cls: type) -> Block:
+    """The settings of a GRPO config class that are bounded here."""
+    settings = narrowed(cls, RANGES).settings
+    return Block({name: settings[name] for name in RANGES})

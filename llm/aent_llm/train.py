@@ -87,8 +87,10 @@ def dry_run(experiment: Experiment, processes: int) -> int:
     if not is_available() and not experiment.train.get("use_cpu") and experiment.train.get("bf16") is not False:
         changed = {"use_cpu": True, "bf16": False}  # else refused by transformers on this machine
         skipped.append("bfloat16 on a GPU: this machine has none")
+    experiment.batch(processes)
+    whole = experiment.of_train("per_device_train_batch_size") * processes  # one process that does what all would
     with from_cache_only():
-        args = experiment.training_arguments("runs/dry", **changed)
+        args = experiment.training_arguments("runs/dry", per_device_train_batch_size=whole, **changed)
         prepare(experiment, args, processes=processes, skipped=skipped)
     show(experiment.plan(processes))
     if experiment.paper:
@@ -112,8 +114,10 @@ def train(experiment: Experiment, output: Path, *, resume: bool = False) -> int:
     if experiment.train.get("use_cpu"):
         keep_freed_memory()
     _check_directory(output, resume)
+    processes = int(os.environ.get("WORLD_SIZE", 1))
+    experiment.batch(processes)
     args = experiment.training_arguments(output)
-    parts = prepare(experiment, args, processes=args.world_size)
+    parts = prepare(experiment, args, processes=processes)
     model = load_model(experiment, parts.source)
     main_process = int(os.environ.get("RANK", 0)) == 0
     if main_process:
