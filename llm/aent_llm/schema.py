@@ -83,7 +83,7 @@ def read_yaml(path: Path) -> tuple[Any, Places]:
     """Read a file as plain dicts, lists, text and numbers, with the line of every key.
 
     Raises:
-        OSError: it cannot be read. ValueError: not UTF-8, not YAML, a key twice or not text, a tag, a loop of aliases.
+        OSError: it cannot be read. ValueError: not UTF-8, not YAML, a key twice or not text, a tag.
     """
     content = path.read_bytes()
     try:
@@ -106,7 +106,7 @@ def parse_yaml(text: str, place: str, lines: dict[KeyPath, str] | None = None) -
     except RecursionError:
         raise ValueError(f"{place}: nested too deeply to be settings") from None
     budget = iter(range(LARGEST))
-    return _plain(tree, (), place, lines, budget, inside=())
+    return _plain(tree, (), place, lines, budget)
 
 
 def _yaml_fault(error: Any, place: str, several_lines: bool) -> str:
@@ -121,14 +121,12 @@ def _yaml_fault(error: Any, place: str, several_lines: bool) -> str:
     return f"{at}: not YAML: {said}{advice}"
 
 
-def _plain(
-    value: Any, path: KeyPath, place: str, lines: dict[KeyPath, str] | None, budget: Iterator[int], inside: KeyPath
-) -> Any:
+def _plain(value: Any, path: KeyPath, place: str, lines: dict[KeyPath, str] | None, budget: Iterator[int]) -> Any:
     """The value without ruamel's own types."""
     here = Places(place, lines or {}).of(path)
     tag = getattr(getattr(value, "tag", None), "value", None)
-    if id(value) in inside or next(budget, None) is None:
-        raise ValueError(f"{here}an alias (*name) holds itself, or too much; write its content out")
+    if next(budget, None) is None:
+        raise ValueError(f"{here}{LARGEST:,} values and more are no settings; do aliases (*name) repeat each other?")
     if isinstance(value, dict | list) and not tag:
         numbered = value.items() if isinstance(value, dict) else enumerate(value)
         found = []
@@ -139,7 +137,7 @@ def _plain(
             if isinstance(value, dict) and not (isinstance(key, str) and key):
                 here = Places(place, lines or {}).of(below)
                 raise ValueError(f"{here}{_dotted(path)}: a key must be text, got {_shown(key)}; put it in quotes")
-            found.append((key, _plain(one, below, place, lines, budget, (*inside, id(value)))))
+            found.append((key, _plain(one, below, place, lines, budget)))
         return dict(found) if isinstance(value, dict) else [one for _, one in found]
     if value is None or isinstance(value, bool):
         return value
