@@ -116,7 +116,7 @@ NOT_SHIPPED = "paper_figures/records/default/"  # verdicts that only README and 
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the checkout, because building writes into its folder."""
     folder = tmp_path_factory.mktemp("built") / "source"
-    ignore = shutil.ignore_patterns("__pycache__", "out", "*.egg-info")
+    ignore = shutil.ignore_patterns("__pycache__", "out", "*.egg-info", ".*")
     for name in ("aent", "toymdp", "paper_figures", "llm", "tests", "examples"):
         shutil.copytree(ROOT / name, folder / name, ignore=ignore)
     for name in ("pyproject.toml", "MANIFEST.in", "README.md", "LICENSE"):
