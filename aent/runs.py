@@ -158,6 +158,10 @@ def read_run(directory: str | Path) -> tuple[dict[str, Any], dict[str, Any], lis
     config, origin = (_parsed(texts[name], Path(directory) / name) for name in ("config.json", "provenance.json"))
     complete = texts["metrics.jsonl"].split(b"\n")[:-1]  # what follows the last newline is torn, or empty
     metrics = [_parsed(line, f"{Path(directory) / 'metrics.jsonl'}, line {i}") for i, line in enumerate(complete, 1)]
+    if not isinstance(origin.get("resumed", []), list) or not isinstance(origin.get("seed"), int | None):
+        raise ValueError(
+            f"{Path(directory) / 'provenance.json'} is damaged: expected a list 'resumed', an integer 'seed'"
+        )
     return config, origin, metrics
 
 
@@ -238,7 +242,7 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
 def _parsed(text: bytes, where: object) -> dict[str, Any]:
     try:
         content = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{where} is damaged, not JSON: {error}") from None
     if not isinstance(content, dict):
         raise ValueError(f"{where}: expected a JSON object, got {type(content).__name__}")

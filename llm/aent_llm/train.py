@@ -21,8 +21,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from aent.cli import Parser
 from aent.runs import Run, read_run
-from aent_llm.command_line import Parser
 from aent_llm.experiment import Experiment, load_experiment, overridden, parse_experiment, reference
 from aent_llm.prepare import Parts, from_cache_only, load_model, lora_config, prepare
 from aent_llm.schema import Places, parse_yaml
