@@ -42,12 +42,18 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parent.parent
-TOY = ("tests/toymdp",)
+LEARNERS = ("tests/toymdp/test_learners.py",)
+PROPOSITIONS = ("tests/toymdp/test_propositions.py",)
 TARGETS = {
     "aent/entropy.py": ("tests/aent/test_entropy.py",),
     "aent/controllers.py": ("tests/aent/test_controllers.py",),
     "aent/shaping.py": ("tests/aent/test_shaping.py",),
-    **{f"toymdp/{name}.py": TOY for name in ("mdp", "bounds", "laws", "batch", "learners", "kernels")},
+    "toymdp/mdp.py": ("tests/toymdp/test_mdp.py",),
+    "toymdp/bounds.py": PROPOSITIONS,
+    "toymdp/laws.py": PROPOSITIONS,
+    "toymdp/batch.py": LEARNERS,
+    "toymdp/learners.py": LEARNERS,
+    "toymdp/kernels.py": LEARNERS,  # interpreted, where NUMBA_DISABLE_JIT=1 is set
     "llm/aent_llm/checkpoint.py": ("tests/llm/test_checkpoint.py",),
     "llm/aent_llm/rewards.py": ("tests/llm/test_rewards.py",),
 }
@@ -57,7 +63,7 @@ LIMIT = 10  # times the traced CPU time of the chosen tests, and LEAST seconds a
 LEAST = 20
 RUN = time.time()
 ALIVE = ("survived", "uncovered")
-SLOWEST = 10  # CPU seconds, traced: slower tests are left out
+SLOWEST = 15  # CPU seconds, traced: slower tests are left out
 
 # ---------------------------------------------------------------------------------------------------- what is changed
 
@@ -200,6 +206,7 @@ class Tracer:
     def __init__(self, coverage: Any):
         self.coverage = coverage
         self.seconds: dict[str, float] = {}
+        self.shared: dict[str, float] = {}  # CPU seconds of fixtures that several tests share
         self.fixtures: dict[str, list[str]] = {}
 
     def pytest_collection_modifyitems(self, items: list[Any]) -> None:
@@ -208,23 +215,21 @@ class Tracer:
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self, item: Any) -> Any:
-        self.coverage.switch_context(item.nodeid)
+        self.item = item.nodeid
+        self.coverage.switch_context(self.item)
         return (yield)
 
     @pytest.hookimpl(wrapper=True)
-    def pytest_fixture_setup(self, fixturedef: Any, request: Any) -> Any:
+    def pytest_fixture_setup(self, fixturedef: Any) -> Any:
         if fixturedef.scope == "function":
             return (yield)
-        self.coverage.switch_context(f"fixture {fixturedef.argname}")
+        begin, name = time.process_time(), f"fixture {fixturedef.argname}"
+        self.coverage.switch_context(name)
         try:
             return (yield)
         finally:
-            self.coverage.switch_context(request.node.nodeid if "::" in request.node.nodeid else self.item)
-
-    @pytest.hookimpl(wrapper=True)
-    def pytest_runtest_setup(self, item: Any) -> Any:
-        self.item = item.nodeid
-        return (yield)
+            self.shared[name] = time.process_time() - begin
+            self.coverage.switch_context(self.item)
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_call(self, item: Any) -> Any:
@@ -233,8 +238,9 @@ class Tracer:
         signal.setitimer(signal.ITIMER_PROF, SLOWEST)
         try:
             result = yield
-            self.seconds[item.nodeid] = time.process_time() - begin
-            self.fixtures[item.nodeid] = item.fixturenames
+            own = [f"fixture {name}" for name in item.fixturenames if f"fixture {name}" in self.shared]
+            self.seconds[item.nodeid] = time.process_time() - begin + sum(self.shared[name] for name in own)
+            self.fixtures[item.nodeid] = own
             return result
         finally:
             signal.setitimer(signal.ITIMER_PROF, 0)
@@ -282,7 +288,7 @@ def trace(tree: Path, tests: tuple[str, ...], files: list[str]) -> Map:
     users = defaultdict(list)
     for test, names in tracer.fixtures.items():
         for name in names:
-            users[f"fixture {name}"].append(test)
+            users[name].append(test)
     for file in files:
         own = lines[file] = {}
         for line, contexts in coverage.get_data().contexts_by_lineno(str(tree / file)).items():
@@ -532,7 +538,7 @@ def main() -> int:
 
     for file in args.files:
         every = mutants(file, (tree / file).read_bytes())
-        drawn = every if args.sample is None else random.Random(args.seed).sample(every, min(args.sample, len(every)))
+        drawn = random.Random(args.seed).sample(every, len(every))[: args.sample]
         known = load(results)
         again = {name for name, row in known.items() if args.retry and row["outcome"] in ALIVE}
         todo = [one for one in drawn if one.name not in known or one.name in again]
