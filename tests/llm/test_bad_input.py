@@ -191,7 +191,7 @@ def refused(capsys: pytest.CaptureFixture[str], path: Path, *options: str) -> st
         assert not output.exists()
     assert said[0] == said[1]
     (line,) = said[0].splitlines()
-    assert line.startswith("aent_llm train: ")
+    assert line.removeprefix("python -m ").startswith("aent_llm train: ")
     return line
 
 
