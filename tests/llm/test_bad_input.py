@@ -272,4 +272,4 @@ def test_a_plain_install_names_what_to_install() -> None:
         done = started("-c", hide, command)
         assert done.returncode == 2
         (line,) = done.stderr.splitlines()
-        assert "is missing: pip install 'aent[llm]' (in a checkout: pip install -e '.[llm]')" in line
+        assert "is not installed; run: pip install -e" in line
