@@ -20,10 +20,21 @@ from typing import Any, NoReturn
 
 from aent.extras import missing
 
-__all__ = ["Parser", "one_line", "positive_number", "run", "suggest", "whole_number", "workers"]
+__all__ = [
+    "FOR_USERS",
+    "Parser",
+    "describe",
+    "one_line",
+    "positive_number",
+    "run",
+    "suggest",
+    "whole_number",
+    "workers",
+]
 
 OURS = ("aent", "toymdp", "paper_figures", "aent_llm")
 DEBUG = "AENT_DEBUG"
+FOR_USERS = (ImportError, MemoryError, OSError, ValueError)  # kinds that are told in one line; others are our faults
 WORKERS_PER_CORE = 8  # more only cost memory
 BROKEN_PIPE, INTERRUPTED = 141, 130  # 128 + the number of the signal, as shells say it
 
@@ -49,15 +60,15 @@ def run(name: str, command: Callable[[], int], *, extra: str) -> int:
     except KeyboardInterrupt:
         print(f"{name}: interrupted", file=sys.stderr)
         return INTERRUPTED
-    except (ImportError, MemoryError, OSError, ValueError) as error:
+    except FOR_USERS as error:
         if DEBUG in os.environ:
             raise
-        print(f"{name}: {_told(error, extra)}", file=sys.stderr)
+        print(f"{name}: {describe(error, extra=extra)}", file=sys.stderr)
         return 2
 
 
-def _told(error: Exception, extra: str) -> str:
-    """One line about an error, with a hint at the traceback where the words are not ours."""
+def describe(error: Exception, *, extra: str) -> str:
+    """Describe an error of ``FOR_USERS`` in one line, with a hint at the traceback where the words are not ours."""
     if isinstance(error, ModuleNotFoundError) and error.name and error.name.partition(".")[0] not in OURS:
         return missing(error.name, extra)
     text = one_line(str(error)) or type(error).__name__
