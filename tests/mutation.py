@@ -46,8 +46,8 @@ LEARNERS = ("tests/toymdp/test_learners.py",)
 PROPOSITIONS = ("tests/toymdp/test_propositions.py",)
 TARGETS = {
     "aent/entropy.py": ("tests/aent/test_entropy.py",),
-    "aent/controllers.py": ("tests/aent/test_controllers.py",),
-    "aent/shaping.py": ("tests/aent/test_shaping.py",),
+    "aent/controllers.py": ("tests/aent/test_controllers.py", "tests/aent/test_methods.py"),
+    "aent/shaping.py": ("tests/aent/test_shaping.py", "tests/aent/test_methods.py"),
     "toymdp/mdp.py": ("tests/toymdp/test_mdp.py",),
     "toymdp/bounds.py": PROPOSITIONS,
     "toymdp/laws.py": PROPOSITIONS,

@@ -127,6 +127,23 @@ def test_anchored_dual_and_schedules_by_hand():
         np.testing.assert_array_equal(coefficients[4:], 0.5)
 
 
+def test_defaults_are_the_published_numbers():
+    """arXiv 2505.22312, 2510.10959, 2511.15248, 2509.25133 and 2604.26326; a constant given no number is no bonus."""
+    assert dataclasses.astuple(Constant()) == (0.0,)
+    assert dataclasses.astuple(BangBang()) == (0.2, 1e-4, 0.0, 0.0, 0.005)  # target, step, start, box
+    assert (Anchored(1.0, 1.0).ratio, Anchored(1.0, 1.0).initial) == (0.4, 0.0)
+    assert dataclasses.astuple(ProportionalIntegral()) == (
+        0.1,
+        1.0,
+        0.01,
+        0.0,
+        -1.0,
+        1.0,
+    )  # target, K_p, K_i, start, box
+    assert dataclasses.astuple(Spring()) == (0.005,)
+    assert (SWITCH.below, SWITCH.inside, SWITCH.above) == (1, 0, -1)
+
+
 def coefficients_of(rule, measured):
     state, seen = rule.init(), []
     for value in measured:
