@@ -24,7 +24,11 @@ def main(argv: list[str] | None = None) -> int:
         return cli.run(f"aent_llm {asked}", lambda: _run(asked, arguments[1:]), extra="llm")
     if asked in ("", "-h", "--help"):
         lines = [f"  {name:<10} {text}" for name, (_, text) in COMMANDS.items()]
-        lines += ["", "Exit status: 0 done, 2 input that cannot be used. AENT_DEBUG=1 shows where an error was raised."]
+        lines += [
+            "",
+            "Exit status: 0 done, 2 input that cannot be used, 1 NaN while training, 128 + number after a signal.",
+            "AENT_DEBUG=1 shows where an error was raised.",
+        ]
         print("\n".join([__doc__ or "", *lines]), file=sys.stdout if asked else sys.stderr)
         return 0 if asked else 2
     hint = cli.suggest(asked, COMMANDS) or "."

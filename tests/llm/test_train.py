@@ -79,7 +79,7 @@ def test_a_run_leaves_a_directory_that_explains_itself(parts, tmp_path, capsys) 
     assert (run / "final" / "model.safetensors").read_bytes() == weights
     assert json.loads((run / "summary.json").read_text())["after"] == summary["after"]
     assert main(["train", "--output", str(run), "--resume", "--set", "train.seed=5"]) == 2
-    assert "leave out --set" in capsys.readouterr().err
+    assert "train.seed: saved 3, given 5" in capsys.readouterr().err
 
 
 def test_mistakes_in_the_data_are_found_before_the_model_is_loaded(parts, tmp_path, capsys) -> None:
