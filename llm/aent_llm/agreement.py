@@ -73,7 +73,8 @@ def check(trainer: Any, *, policy: PreTrainedModel) -> frozenset[int]:
     args, tokenizer, dataset = trainer.args, trainer._tokenizer, trainer.train_dataset
     if not args.use_vllm:
         check_stop_tokens(args, trainer.eos_token_ids)
-    prompts = dataset["prompt"] if isinstance(dataset, Dataset) else ()
+    has_prompts = isinstance(dataset, Dataset) and "prompt" in dataset.column_names
+    prompts = dataset["prompt"] if has_prompts else ()
     vocabulary = compare_vocabularies(policy, tokenizer, prompts)
     different = None if trainer.rollout_func else describe_differences(args, policy)
     for text in vocabulary.warnings if different is None else [*vocabulary.warnings, different]:
