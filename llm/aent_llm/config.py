@@ -32,6 +32,7 @@ from aent.controllers import Constant, Controller, controller_from_dict
 from aent.entropy import DropLowest, Full, Nucleus, Support, TopK, Tsallis, support_to_dict
 from aent.methods import METHODS, Method, method_name, plain_name
 from aent.shaping import Shaping, shaping_from_dict, tempered_members
+from aent_llm.agreement import check_generation_kwargs
 from aent_llm.entropy_head import Engine
 from aent_llm.ranges import ranges_of
 from aent_llm.schema import check_fields
@@ -197,6 +198,7 @@ class AEntGRPOConfig(GRPOConfig):
         self._resolve_parts()
         super().__post_init__()
         self._check_entropy_block()
+        check_generation_kwargs(self)
         self._check_shaping(shaping(self.entropy_shaping))
 
     def _resolve_parts(self) -> None:

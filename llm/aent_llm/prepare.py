@@ -261,12 +261,11 @@ def _check_engine(args: Any, model: Any, support: Any, vocabulary: int) -> None:
     import torch
 
     from aent_llm import head_triton
-    from aent_llm.head_parts import Settings
-    from aent_llm.model_head import logit_scale
+    from aent_llm.head_parts import Settings, logit_transform
 
     if args.entropy_engine != "triton" or (args.device.type == "cpu" and not _interprets_triton()):
         return
-    scale, dtype = logit_scale(model.config.get_text_config()), torch.bfloat16 if args.bf16 else torch.float32
+    (scale, _), dtype = logit_transform(model.config), torch.bfloat16 if args.bf16 else torch.float32
     settings = Settings(support, temperature=args.temperature, logit_scale=scale, compute_dtype=dtype)
     if obstacle := head_triton.why_not(args.device, settings, vocabulary):
         raise ValueError(f"entropy.engine: triton: {obstacle}; auto would take torch")
