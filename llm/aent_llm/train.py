@@ -229,11 +229,13 @@ def _check_directory(output: Path, resume: bool) -> None:
     for name in ("before.json", "after.json") if resume else ():
         if (output / name).is_file():
             _read_result(output / name)
-    if not resume and output.exists() and not _is_free(output):
-        raise FileExistsError(
-            f"{output} already holds a run, or something else; nothing was overwritten. Go on with it by --resume, or "
-            "choose another --output"
-        )
+    if resume or not output.exists() or _is_free(output):
+        return
+    if not (output / "config.json").is_file():
+        raise FileExistsError(f"{output} holds something else; nothing was overwritten. Choose another --output")
+    raise FileExistsError(
+        f"{output} already holds a run; nothing was overwritten. Go on with it by --resume, or choose another --output"
+    )
 
 
 def _is_free(output: Path) -> bool:
