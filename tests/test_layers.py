@@ -21,7 +21,7 @@ ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 LAZY = {"aent/bench.py": {"torch"}, "toymdp/bench.py": {"torch"}, "llm/aent_llm/rewards.py": {"<decided at run time>"}}
 MATPLOTLIB = {"matplotlib", "cycler", "PIL"}  # colour cycles cannot be set without its own cycler; Pillow comes with it
-# ruamel.yaml's package; vLLM is one of two extras and imported inside functions; the next two come with datasets, one with
+# ruamel.yaml's package; vLLM is one of two extras, imported inside functions; the next two come with datasets, one with
 # transformers, Triton with CUDA builds of torch, so that only kernels.py may need it to be imported at all
 LLM = {"ruamel", "vllm", "numpy", "pyarrow", "huggingface_hub", "safetensors", "triton"}
 FOLDERS = {"aent_llm": "llm/aent_llm"}  # packages that are not at the root of the checkout
