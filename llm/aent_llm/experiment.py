@@ -19,7 +19,7 @@ import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_type_hints
 
 from pydantic import Field
 
@@ -53,14 +53,20 @@ NOT_SET_HERE = {  # a field of AEntGRPOConfig -> where it is set instead
     "parallelism_config": "by accelerate's own config file",
     "reward_funcs": "in the block rewards",
 }
-OF_THE_COMMAND: dict[str, Any] = {  # beyond RANGES: what the train command can carry out, and what the config checks
-    "max_completion_length": Count,
-    "entropy_warmup_steps": NaturalNumber,
-    "sampler_tolerance": Positive | None,
-    "eval_strategy": Literal["no"],  # held-out problems are those of the evaluation block
-    "save_strategy": Literal["no", "steps", "epoch"],
-    "remove_unused_columns": Literal[False],  # the rewards read the answer's column
-}
+
+
+class OfTheCommand:
+    """Beyond ``RANGES``: what the train command can carry out, and what ``AEntGRPOConfig`` checks in its own words."""
+
+    max_completion_length: Count
+    entropy_warmup_steps: NaturalNumber
+    sampler_tolerance: Positive | None
+    eval_strategy: Literal["no"]  # held-out problems are those of the evaluation block
+    save_strategy: Literal["no", "steps", "epoch"]
+    remove_unused_columns: Literal[False]  # the rewards read the answer's column
+
+
+BOUNDS: dict[str, Any] = RANGES | get_type_hints(OfTheCommand, include_extras=True)
 
 
 @dataclass(frozen=True)
@@ -411,7 +417,7 @@ def train_block() -> Block:
     """The settings of ``AEntGRPOConfig`` that an experiment file can set in ``train``."""
     from aent_llm.config import AEntGRPOConfig
 
-    return narrowed(AEntGRPOConfig, {**RANGES, **OF_THE_COMMAND, **dict.fromkeys((*NOT_SET_HERE, *_ours()))})
+    return narrowed(AEntGRPOConfig, BOUNDS | dict.fromkeys((*NOT_SET_HERE, *_ours())))
 
 
 @functools.cache
@@ -429,7 +435,7 @@ def entropy_block() -> Block:
     """The entropy fields of ``AEntGRPOConfig``, without their prefix."""
     from aent_llm.config import AEntGRPOConfig
 
-    whole = narrowed(AEntGRPOConfig, RANGES | OF_THE_COMMAND).settings
+    whole = narrowed(AEntGRPOConfig, BOUNDS).settings
     return Block({name.removeprefix("entropy_"): whole[name] for name in _ours()})
 
 

@@ -152,8 +152,8 @@ def _read_model(experiment: Experiment, skipped: list[str] | None) -> tuple[Any,
             skipped.append(f"the model {source}: not in the cache")
             return None, None
         raise ValueError(
-            f"model.source={source!r} is neither a folder with a tokenizer and a config.json nor a hub id that can be "
-            f"reached (HF_HUB_OFFLINE={os.environ.get('HF_HUB_OFFLINE', 'not set')}): {_first_line(error)}"
+            f"model.source={source!r} is neither a folder with a tokenizer nor a hub id that can be reached "
+            f"(HF_HUB_OFFLINE={os.environ.get('HF_HUB_OFFLINE', 'not set')}): {_first_line(error)}"
         ) from error
     _check_weights(source)
     return tokenizer, config
@@ -341,7 +341,7 @@ def _check_optimiser(args: Any, model: Any) -> None:
 
 def _check_packages(experiment: Experiment, args: Any, skipped: list[str] | None) -> None:
     """What must be there: a reference model, trackers, vLLM, a GPU."""
-    from transformers.integrations import get_available_reporting_integrations
+    from transformers.integrations.integration_utils import get_available_reporting_integrations
 
     if args.sync_ref_model and args.beta == 0.0:
         raise ValueError("train.sync_ref_model: true has no effect with train.beta=0: there is no reference model then")
@@ -373,15 +373,15 @@ def _interprets_triton() -> bool:
 @contextlib.contextmanager
 def from_cache_only() -> Iterator[None]:
     """Let the Hugging Face libraries look at what is on this disk and download nothing."""
-    import datasets
+    from datasets import config
     from huggingface_hub import constants
 
-    before = constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE
-    constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
+    before = constants.HF_HUB_OFFLINE, config.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = config.HF_HUB_OFFLINE = True
     try:
         yield
     finally:
-        constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE = before
+        constants.HF_HUB_OFFLINE, config.HF_HUB_OFFLINE = before
 
 
 def _first_line(error: BaseException) -> str:

@@ -127,13 +127,14 @@ def _plain(value: Any, path: KeyPath, place: str, lines: dict[KeyPath, str] | No
     tag = getattr(getattr(value, "tag", None), "value", None)
     if next(budget, None) is None:
         raise ValueError(f"{here}{LARGEST:,} values and more are no settings; do aliases (*name) repeat each other?")
+    written = getattr(getattr(value, "lc", None), "data", None) or {}  # key -> line and column, of key and value
     if isinstance(value, dict | list) and not tag:
         numbered = value.items() if isinstance(value, dict) else enumerate(value)
         found = []
         for key, one in numbered:
             below = (*path, key)
-            if lines is not None and key in (value.lc.data or {}):
-                lines[below] = f"{place}, line {value.lc.data[key][0] + 1}"
+            if lines is not None and key in written:
+                lines[below] = f"{place}, line {written[key][0] + 1}"
             if isinstance(value, dict) and not (isinstance(key, str) and key):
                 here = Places(place, lines or {}).of(below)
                 raise ValueError(f"{here}{_dotted(path)}: a key must be text, got {_shown(key)}; put it in quotes")
@@ -189,7 +190,8 @@ def _typed(hint: Any) -> Any:
     if origin in (Union, types.UnionType):
         return _either(_typed(one) for one in arguments)
     if origin in (list, tuple, dict):
-        return origin[tuple(one if one is ... else _typed(one) for one in arguments)]
+        generic: Any = origin
+        return generic[tuple(one if one is ... else _typed(one) for one in arguments)]
     if isinstance(hint, type) and issubclass(hint, enum.Enum):
         return Literal[tuple(one.value for one in hint)]
     plain = hint in (None, type(None), Any, dict, list) or origin is Literal

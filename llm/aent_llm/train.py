@@ -278,9 +278,11 @@ def _check_directory(output: Path, resume: bool) -> None:
     if resume and not (output / "config.json").is_file():
         raise FileNotFoundError(f"--resume: {output} holds no run (no config.json); leave --resume out to start one")
     if not resume and output.exists() and not _is_free(output):
+        if not (output / "config.json").is_file():
+            raise FileExistsError(f"{output} holds something else; nothing was overwritten. Choose another --output")
         raise FileExistsError(
-            f"{output} already holds a run, or something else; nothing was overwritten. Go on with it by --resume, or "
-            "choose another --output"
+            f"{output} already holds a run; nothing was overwritten. Go on with it by --resume, or choose another "
+            "--output"
         )
     place = next(one for one in (output.absolute(), *output.absolute().parents) if one.exists())
     if not place.is_dir():
