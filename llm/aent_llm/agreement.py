@@ -46,8 +46,8 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {  # setting of generation -> values under
     **dict.fromkeys(("min_p", "top_h", "epsilon_cutoff", "eta_cutoff", "penalty_alpha", "dola_layers"), _OFF),
     **dict.fromkeys(("no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "min_length", "min_new_tokens"), _OFF),
     **dict.fromkeys(("suppress_tokens", "begin_suppress_tokens", "bad_words_ids", "sequence_bias"), _OFF),
-    **dict.fromkeys(("forced_bos_token_id", "forced_eos_token_id"), (None,)),
-    **dict.fromkeys(("exponential_decay_length_penalty", "watermarking_config", "remove_invalid_values"), _OFF),
+    **dict.fromkeys(("forced_bos_token_id", "forced_eos_token_id", "watermarking_config"), (None,)),
+    **dict.fromkeys(("exponential_decay_length_penalty", "remove_invalid_values"), _OFF),
     **dict.fromkeys(("diversity_penalty", "constraints", "force_words_ids"), _OFF),
     # vLLM's own
     **dict.fromkeys(("frequency_penalty", "presence_penalty", "min_tokens", "ignore_eos"), _OFF),
