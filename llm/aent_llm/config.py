@@ -33,6 +33,7 @@ from aent.entropy import DropLowest, Full, Nucleus, Support, TopK, Tsallis, supp
 from aent.methods import METHODS, Method, method_name, plain_name
 from aent.shaping import Shaping, shaping_from_dict, tempered_members
 from aent_llm.entropy_head import Engine
+from aent_llm.rewards import CORRECT_REWARD
 
 __all__ = ["AEntGRPOConfig", "Parts", "controller", "parts", "shaping", "support"]
 
@@ -182,7 +183,7 @@ class AEntGRPOConfig(GRPOConfig):
         metadata={"help": "Largest mean |log-prob of vLLM - log-prob of the trainer|; None: chosen for the dtype."},
     )
     correct_reward: float = field(
-        default=0.5,
+        default=CORRECT_REWARD,
         metadata={"help": "A completion counts as correct when its first reward is at least this."},
     )
 

@@ -21,7 +21,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from .rewards import boxed_answer, did_you_mean, hash_answer, parses
+from .announcements import boxed_answer, hash_answer
+from .rewards import did_you_mean, parses
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -21,7 +21,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -31,7 +30,7 @@ import numpy as np
 
 from aent.runs import provenance
 from aent_llm import benchmarks
-from aent_llm.rewards import boxed_answer, final_answer, hash_answer
+from aent_llm.announcements import voted_answer
 
 if TYPE_CHECKING:
     from aent_llm.data import DataConfig
@@ -190,21 +189,6 @@ def majority(answers: Sequence[Sequence[str | None]], correct: np.ndarray) -> np
         most = max(map(len, groups.values()), default=0)
         values.append(np.mean([np.mean(group) for group in groups.values() if len(group) == most]) if groups else 0.0)
     return np.array(values, dtype=float)
-
-
-def voted_answer(text: str) -> str | None:
-    r"""What a text votes for: its ``\boxed{}`` or ``####`` answer, else its last number; None if it has neither.
-
-    Compared as text: 0.5 and \frac{1}{2} are two candidates.
-
-    Examples:
-        >>> voted_answer(r"so \boxed{\frac{1}{2}}."), voted_answer("3*4+1*5=17"), voted_answer("no idea")
-        ('\\frac{1}{2}', '17', None)
-    """
-    if boxed_answer(text) is not None or hash_answer(text) is not None:
-        return final_answer(text) or None
-    numbers = re.findall(r"-?\d+(?:,\d{3})*(?:\.\d+)?", text)
-    return numbers[-1].replace(",", "") if numbers else None
 
 
 def interval(values: np.ndarray, *, resamples: int, seed: int, level: float = 0.95) -> list[tuple[float, float, float]]:

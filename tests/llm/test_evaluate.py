@@ -19,7 +19,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 import small
 from aent_llm import benchmarks
-from aent_llm.evaluate import EvalConfig, _write, evaluate, interval, main, majority, pass_at_k, voted_answer
+from aent_llm.evaluate import EvalConfig, _write, evaluate, interval, main, majority, pass_at_k
 from aent_llm.generate import Completion, encode_prompts, load_tokenizer, transformers_sampler, vllm_sampler
 
 PROMPTS = ["w1", "w2 w3 w4 w5 w6 w7 w8", "w9 w10", "w40 w41 w42"]
@@ -107,21 +107,6 @@ def test_majority_is_the_mean_over_every_way_to_break_a_tie(votes):
     assert majority([names], np.array([scores]))[0] == pytest.approx(expected)
     shuffled = votes[::-1]
     assert majority([[v[0] for v in shuffled]], np.array([[v[1] for v in shuffled]]))[0] == pytest.approx(expected)
-
-
-@pytest.mark.parametrize(
-    ("text", "vote"),
-    [
-        (r"first \boxed{1}, then \boxed{\frac{1}{2}} done 9", r"\frac{1}{2}"),
-        ("6 * 7 = 42\n#### 1,042", "1042"),
-        ("3*4-7*5=-23", "-23"),
-        ("it costs 1,234.50.", "1234.50"),
-        ("no idea", None),
-        ("", None),
-    ],
-)
-def test_what_a_text_votes_for(text, vote):
-    assert voted_answer(text) == vote
 
 
 def test_the_interval_covers_the_truth_as_often_as_it_says():
