@@ -30,6 +30,7 @@ from typing import Any
 import numpy as np
 
 import aent
+from aent.files import draft_folder, explain, write_atomically
 
 __all__ = ["Run", "provenance", "read_run"]
 
@@ -63,6 +64,7 @@ class Run:
 
         Raises:
             FileExistsError: the directory holds something; the message names both ways out.
+            OSError: the directory cannot be made; says why and what to do.
             TypeError: a config that JSON cannot hold.
         """
         directory = Path(directory).resolve()
@@ -72,12 +74,14 @@ class Run:
                 "Go on with Run.resume(directory, config), or choose a new directory"
             )
         config = _as_json(config)
-        draft = directory.with_name(f".{directory.name}.{os.getpid()}")
-        draft.mkdir(parents=True, exist_ok=True)
-        _write_json(draft / "config.json", config)
-        _write_json(draft / "provenance.json", {**provenance(seed), "resumed": []})
-        (draft / "metrics.jsonl").touch()
-        draft.rename(directory)
+        with draft_folder(directory.parent) as draft:
+            _write_json(draft / "config.json", config)
+            _write_json(draft / "provenance.json", {**provenance(seed), "resumed": []})
+            write_atomically(draft / "metrics.jsonl", "")
+            try:
+                draft.rename(directory)
+            except OSError as error:
+                raise explain(error, directory) from None
         return cls(directory, config)
 
     @classmethod
@@ -95,8 +99,12 @@ class Run:
                 f"{directory} was started with another config: {'; '.join(changed)}. "
                 "Resume with the saved config.json, or choose a new directory"
             )
-        with (directory / "metrics.jsonl").open("rb+") as file:
-            file.truncate(file.read().rfind(b"\n") + 1)
+        path = directory / "metrics.jsonl"
+        try:
+            with path.open("rb+") as file:
+                file.truncate(file.read().rfind(b"\n") + 1)
+        except OSError as error:
+            raise explain(error, path) from None
         origin["resumed"] = [*origin.get("resumed", []), provenance(origin.get("seed"))]
         _write_json(directory / "provenance.json", origin)
         return cls(directory, config, tuple(logged))
@@ -105,11 +113,16 @@ class Run:
         """Append one line of numbers and strings, on disk before the call returns.
 
         Raises:
+            OSError: the line cannot be written (a full disk, a removed directory); earlier lines are untouched.
             TypeError: a value that is neither (arrays of one number are accepted when they are 0-d).
         """
         line = json.dumps({key: _scalar(key, value) for key, value in values.items()})
-        with (self.directory / "metrics.jsonl").open("a", encoding="utf-8", newline="\n") as file:
-            file.write(line + "\n")
+        path = self.directory / "metrics.jsonl"
+        try:
+            with path.open("a", encoding="utf-8", newline="\n") as file:
+                file.write(line + "\n")
+        except OSError as error:
+            raise explain(error, path) from None
 
 
 def read_run(directory: str | Path) -> tuple[dict[str, Any], dict[str, Any], list[dict[str, Any]]]:
@@ -202,10 +215,7 @@ def _as_json(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
-    """Whole or not at all, also when killed half way."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    draft.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    draft.replace(path)
+    write_atomically(path, json.dumps(content, indent=2) + "\n")
 
 
 def _parsed(text: bytes, where: object) -> dict[str, Any]:

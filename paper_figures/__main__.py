@@ -78,6 +78,7 @@ def _run(stems: Sequence[str], scale: Scale, seed: int, folder: Path, jobs: int)
     from rich.console import Console
 
     from aent import runs
+    from aent.files import write_atomically
     from paper_figures import output, report
 
     console = Console(highlight=False)
@@ -94,7 +95,7 @@ def _run(stems: Sequence[str], scale: Scale, seed: int, folder: Path, jobs: int)
             progress.console.print(f"  {last.stem:<20} {last.seconds:6.1f} s  {last.status}")
     page = folder / "report.html"
     if output.records(folder):
-        output.write_whole(page, report.render(folder))
+        write_atomically(page, report.render(folder))
     _summary(console, outcomes, page)
     return 1 if any(outcome.status == "error" for outcome in outcomes) else 0
 

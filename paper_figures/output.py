@@ -8,13 +8,11 @@ says which commit, seed and scale a figure came from, so a folder that mixes run
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from aent.files import draft_folder, write_atomically
 from paper_figures import style
 from paper_figures.registry import FigureSpec
 
@@ -47,9 +45,7 @@ def commit(provenance: dict[str, Any]) -> str:
 
 def save(spec: FigureSpec, df: Any, record: Record, folder: Path) -> bool:
     """Draw and write all files of one figure into ``folder``; returns whether an older one was replaced."""
-    folder.mkdir(parents=True, exist_ok=True)
-    fresh = Path(tempfile.mkdtemp(prefix=".new-", dir=folder))
-    try:
+    with draft_folder(folder) as fresh:
         for name in ("light", "dark"):
             with style.theme(name):
                 figure = spec.draw(df)
@@ -63,12 +59,10 @@ def save(spec: FigureSpec, df: Any, record: Record, folder: Path) -> bool:
                     figure.set_layout_engine("none")  # laid out already; once more would double the time
                     figure.savefig(fresh / f"{spec.stem}.pdf", metadata={"CreationDate": None})
         df.to_csv(fresh / f"{spec.stem}.csv", index=False)
-        (fresh / f"{spec.stem}.json").write_text(json.dumps(asdict(record), indent=1) + "\n")
+        write_atomically(fresh / f"{spec.stem}.json", json.dumps(asdict(record), indent=1) + "\n")
         replaced = (folder / f"{spec.stem}.json").exists()
         for file in sorted(fresh.iterdir()):
-            os.replace(file, folder / file.name)
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
+            file.replace(folder / file.name)
     return replaced
 
 
@@ -76,12 +70,3 @@ def records(folder: Path) -> list[Record]:
     """All figures found in ``folder``, in the order of their numbers."""
     found = [Record(**json.loads(path.read_text())) for path in folder.glob("f[0-9]*.json")]
     return sorted(found, key=lambda record: int(record.stem.split("_")[0][1:]))
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a text file by moving a finished one into place."""
-    handle, name = tempfile.mkstemp(prefix=".new-", dir=path.parent)
-    with os.fdopen(handle, "w", encoding="utf-8") as file:
-        file.write(text)
-    os.chmod(name, 0o644)
-    os.replace(name, path)

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -168,3 +169,26 @@ def test_provenance_works_without_git(monkeypatch):
     monkeypatch.setenv("PATH", "")
     assert provenance()["commit"] is None
     assert provenance()["dirty"] is None
+
+
+def test_a_link_where_a_draft_was_expected_is_not_followed(tmp_path):
+    """Earlier versions named drafts ``.NAME.PID``, and wrote through whatever stood there."""
+    (tmp_path / "victim").mkdir()
+    (tmp_path / f".run.{os.getpid()}").symlink_to(tmp_path / "victim")
+    Run.create(tmp_path / "run", CONFIG, seed=0)
+    assert os.listdir(tmp_path / "victim") == []
+    assert not (tmp_path / "run").is_symlink()
+    (tmp_path / "precious").write_text("precious")
+    (tmp_path / "run" / f".provenance.json.{os.getpid()}").symlink_to(tmp_path / "precious")
+    Run.resume(tmp_path / "run", CONFIG)
+    assert (tmp_path / "precious").read_text() == "precious"
+
+
+def test_a_place_that_takes_no_run_and_a_run_that_was_removed_are_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match=r"cannot write .*file.*; part of the path is a file"):
+        Run.create(tmp_path / "file" / "run", CONFIG, seed=0)
+    run = Run.create(tmp_path / "run", CONFIG, seed=0)
+    shutil.rmtree(run.directory)
+    with pytest.raises(OSError, match=r"cannot write .*metrics\.jsonl: .*was its folder removed\?"):
+        run.log(step=1)

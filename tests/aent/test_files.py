@@ -1,0 +1,157 @@
+"""Files appear whole or not at all, links are not followed, and a place that takes none is named with advice."""
+
+import errno
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from aent import files
+from aent.files import check_writable, draft_folder, remove_stale_drafts, write_atomically
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(os.listdir(folder))
+
+
+def dead_process() -> int:
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
+@pytest.mark.parametrize("content", ["first\nü\n", b"\x00\xff\r\n", ""])
+def test_what_is_written_is_what_is_read_and_nothing_else_is_there(tmp_path, content):
+    write_atomically(tmp_path / "a", "old")
+    write_atomically(tmp_path / "a", content)
+    assert (tmp_path / "a").read_bytes() == (content.encode() if isinstance(content, str) else content)
+    assert names(tmp_path) == ["a"]
+
+
+def test_the_mode_is_that_of_an_ordinary_new_file(tmp_path):
+    (tmp_path / "plain").write_text("")
+    write_atomically(tmp_path / "a", "x")
+    assert (tmp_path / "a").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+@pytest.mark.parametrize("linked", [True, False])
+def test_who_comes_second_is_refused_and_keeps_his_content(tmp_path, monkeypatch, linked):
+    if not linked:  # a file system without hard links answers so
+
+        def refuse(*_: object) -> None:
+            raise PermissionError(errno.EPERM, "Operation not permitted")
+
+        monkeypatch.setattr(os, "link", refuse)
+    write_atomically(tmp_path / "a", "first", replace=False)
+    assert names(tmp_path) == ["a"]
+    with pytest.raises(FileExistsError, match="was not overwritten") as caught:
+        write_atomically(tmp_path / "a", "second", replace=False)
+    assert (tmp_path / "a").read_text() == "first"
+    (draft,) = (tmp_path / name for name in names(tmp_path) if name != "a")
+    assert draft.read_text() == "second"
+    assert str(draft) in str(caught.value)
+
+
+def test_a_link_in_the_way_is_replaced_and_what_it_points_to_is_left_alone(tmp_path):
+    (tmp_path / "precious").write_text("precious")
+    (tmp_path / "a").symlink_to(tmp_path / "precious")
+    (tmp_path / f".a.{os.getpid()}").symlink_to(tmp_path / "precious")  # the draft of earlier versions
+    write_atomically(tmp_path / "a", "new")
+    assert (tmp_path / "precious").read_text() == "precious"
+    assert not (tmp_path / "a").is_symlink()
+    assert (tmp_path / "a").read_text() == "new"
+
+
+def test_even_a_guessed_draft_is_not_followed(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "_draft_name", lambda: ".guessed")
+    (tmp_path / "precious").write_text("precious")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / ".guessed").symlink_to(tmp_path / "precious")
+    with pytest.raises(FileExistsError):
+        write_atomically(tmp_path / "a", "new")
+    (tmp_path / ".guessed").unlink()
+    (tmp_path / ".guessed").symlink_to(tmp_path / "folder")
+    with pytest.raises(FileExistsError), draft_folder(tmp_path):
+        pass
+    assert (tmp_path / "precious").read_text() == "precious"
+    assert names(tmp_path / "folder") == []
+
+
+@pytest.mark.parametrize(
+    ("place", "advice"),
+    [
+        ("no/such/a", "was its folder removed?"),
+        ("file/a", "part of the path is a file"),
+        ("folder", "it is a folder"),
+        ("x" * 300, "choose a shorter name"),
+    ],
+)
+def test_a_place_that_takes_no_file_is_named_with_advice(tmp_path, place, advice):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(OSError, match="cannot write") as caught:
+        write_atomically(tmp_path / place, "x")
+    assert str(tmp_path / place) in str(caught.value)
+    assert advice in str(caught.value)
+    assert names(tmp_path) == ["file", "folder"]
+
+
+def test_a_write_that_breaks_off_leaves_the_old_file_and_says_so_in_a_sentence(tmp_path):
+    """A limit on file sizes stops a write in the middle, as a full disk does."""
+    code = (
+        "import resource\n"
+        "from aent.files import write_atomically\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
+        "try:\n    write_atomically('a', 'x' * 5000)\nexcept OSError as error:\n    print(error.errno, error)"
+    )
+    (tmp_path / "a").write_text("old")
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith(f"{errno.EFBIG} cannot write a: File too large; ")
+    assert (tmp_path / "a").read_text() == "old"
+    assert names(tmp_path) == ["a"]
+
+
+def test_a_draft_folder_is_renamed_or_gone(tmp_path):
+    with draft_folder(tmp_path / "new") as draft:
+        (draft / "a").write_text("")
+        draft.rename(tmp_path / "new" / "whole")
+    assert names(tmp_path / "new") == ["whole"]
+    with pytest.raises(RuntimeError), draft_folder(tmp_path / "new"):
+        raise RuntimeError
+    assert names(tmp_path / "new") == ["whole"]
+
+
+def test_drafts_of_dead_processes_are_removed_and_those_at_work_are_kept(tmp_path):
+    host = files.platform.node()
+    stale, alive, elsewhere, old, foreign = (
+        tmp_path / name
+        for name in (
+            f".draft-{host}-{dead_process()}-0a",
+            f".draft-{host}-{os.getpid()}-0b",
+            ".draft-other-host-1-0c",
+            ".draft-other-host-2-0d",
+            "mine",
+        )
+    )
+    for folder in (stale, alive, elsewhere, old, foreign):
+        folder.mkdir()
+        (folder / "file").write_text("")
+    os.utime(old, (time.time() - 2 * 24 * 3600,) * 2)
+    (tmp_path / f".draft-{host}-{dead_process()}-0e").symlink_to(foreign)
+    with draft_folder(tmp_path) as own:
+        remove_stale_drafts(tmp_path)
+        assert {path.name for path in (alive, elsewhere, foreign, own)} == set(names(tmp_path))
+    assert names(foreign) == ["file"]  # the link went, not what it pointed to
+
+
+def test_check_writable_makes_the_folder_and_leaves_nothing_in_it(tmp_path):
+    check_writable(tmp_path / "a" / "b")
+    assert names(tmp_path / "a" / "b") == []
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match=r"cannot write .*file.*; part of the path is a file"):
+        check_writable(tmp_path / "file")
+    with pytest.raises(OSError, match="cannot write /proc/here: "):
+        check_writable("/proc/here")
