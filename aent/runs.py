@@ -109,6 +109,23 @@ class Run:
         _write_json(directory / "provenance.json", origin)
         return cls(directory, config, tuple(logged))
 
+    @classmethod
+    def restart(cls, directory: str | Path, config: dict[str, Any], seed: int) -> Run:
+        """Start anew in the directory of a run that has logged nothing; files of others there stay.
+
+        Raises:
+            FileNotFoundError: not a run directory; the missing file is named.
+            ValueError: the run has logged something, or a file is damaged.
+            TypeError: a config that JSON cannot hold.
+        """
+        directory, config = Path(directory).resolve(), _as_json(config)
+        if read_run(directory)[2]:
+            raise ValueError(f"{directory} holds a run with logged steps; nothing was overwritten")
+        _write_json(directory / "config.json", config)
+        _write_json(directory / "provenance.json", {**provenance(seed), "config": config, "resumed": []})
+        (directory / "metrics.jsonl").write_bytes(b"")  # without a torn line
+        return cls(directory, config)
+
     def log(self, /, **values: Any) -> None:
         """Append one line of numbers and strings, on disk before the call returns.
 

@@ -190,8 +190,15 @@ def draw(df: Frame) -> Figure:
 
 
 def family_colour(method: str) -> str:
-    """Colour of the family that a method belongs to."""
-    return next(colour for colour, names in FAMILIES.values() if method in names)
+    """Give the colour of the family that a method belongs to.
+
+    Raises:
+        ValueError: the method is in no family.
+    """
+    for colour, names in FAMILIES.values():
+        if method in names:
+            return colour
+    raise ValueError(f"{method}: add it to a family in {__name__}.FAMILIES ({', '.join(FAMILIES)})")
 
 
 def family_handles() -> list[Any]:

@@ -1,7 +1,7 @@
 """Running the command lines of the pages: each as it stands, plus flags that make it short where it would take long.
 
-A line runs in this process, in a folder that looks like the root of a checkout and holds one finished run of two steps
-under every name that the line reads. What only a GPU or several machines can do stops at ``--dry-run``, or takes the
+A line runs in this process, in a folder that holds the examples and one finished run of two steps under every name that
+the line reads. What only a GPU or several machines can do stops at ``--dry-run``, or takes the
 same way at a small size on the CPU.
 """
 
@@ -15,6 +15,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext, redirect_stdout
 from itertools import pairwise
 from pathlib import Path
 
@@ -36,10 +37,11 @@ ADDED = {  # start of a command -> what is added; the longest start that fits co
     "python -m paper_figures --only": "--scale smoke --jobs 1",
     "python -m paper_figures --only f14": "--scale smoke --jobs 1 --only f1",  # f14 has its own tests
     "python -m aent_llm train": "--dry-run",
-    "python -m aent_llm train --config llm/aent_llm/configs/cpu_": SMALL_RUN,
+    "python -m aent_llm train --config cpu_": SMALL_RUN,
     "python -m aent_llm eval": "--limit 4 --samples 2 --max-tokens 4 --bootstrap 20",
     "python -m aent_llm calibrate": "--data tiny --prompts 4 --samples 2 --max-tokens 4 --reward none",
     "python -m aent_llm compare": "",
+    "python -m aent_llm configs": "",
     "python -m aent_llm.bench": "--vocab 50 --tokens 8 --hidden 4 --rounds 1",
     "python -m aent_llm.bench_gpu": "--device cpu --vocab 100 --tokens 8 --hidden 8 --rounds 1",
     "python -m aent_llm.bench_step": "--random-model --vocabulary 100 --hidden 64 --layers 1 --completions 8 "
@@ -56,7 +58,7 @@ REFUSED = {  # these go on from hours of runs: here they must say what is missin
     "python -m aent_llm.leaderboard record": "no finished run",
 }
 DONE: set[tuple[str, ...]] = set()  # several lines become one when they are shortened
-PLACEHOLDERS = {"MODEL": "tiny", "FILE": "llm/aent_llm/configs/gpu_aent.yaml", "$NODE": "0", "$HEAD": "host", "$SERVER": "host"}
+PLACEHOLDERS = {"MODEL": "tiny", "FILE": "gpu_aent", "$NODE": "0", "$HEAD": "host", "$SERVER": "host"}
 
 
 def longest_start(line: str, table: dict[str, str]) -> str | None:
@@ -93,7 +95,7 @@ def accept(line: str, root: Path, small_run: Callable[[], Path]) -> None:
 
 
 def accept_python(line: str, root: Path, small_run: Callable[[], Path]) -> None:
-    """``python -m MODULE ...`` or ``python FILE ...``, run in this process in ``root``."""
+    """``python -m MODULE ...`` or ``python FILE ...``, run in this process in ``root``; ``> FILE`` there too."""
     if line.startswith("python -m pytest"):  # this very suite, or a folder of it
         assert all((ROOT / word).exists() for word in line.split()[3:] if word.startswith("tests/"))
         return
@@ -103,6 +105,7 @@ def accept_python(line: str, root: Path, small_run: Callable[[], Path]) -> None:
         return
     if "paper_figures" in line:
         registry.resolve(re.findall(r"\bf\d+\b", line))
+    line, _, target = line.partition(" > ")
     added = longest_start(line, ADDED)
     assert added is not None, f"say in tests/commands.py how to run: {line}"
     words = [PLACEHOLDERS.get(word, word) for word in shlex.split(line)[1:]]
@@ -113,7 +116,8 @@ def accept_python(line: str, root: Path, small_run: Callable[[], Path]) -> None:
             shutil.copytree(small_run(), root / "/".join(word.split("/")[:2]), dirs_exist_ok=True)
     words += [] if added in line else shlex.split(added)
     if tuple(words) not in DONE:
-        run(words, root)
+        with (root / target).open("w") if target else nullcontext() as file, redirect_stdout(file or sys.stdout):
+            run(words, root)
         DONE.add(tuple(words))
 
 

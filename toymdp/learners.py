@@ -133,7 +133,7 @@ def train(
         chunk: Any = partial(train_shaped, rule=shaping)
     else:
         chunk = _unshaped(instances, learner, support, shaping, engine)
-    size = int(np.clip(CACHE_BYTES // _bytesper_run(instances[0], learner, dtype), 1, runs))
+    size = int(np.clip(CACHE_BYTES // _bytes_per_run(instances[0], learner, dtype), 1, runs))
     parts = [slice(begin, begin + size) for begin in range(0, runs, size)]
     histories = Parallel(n_jobs=n_jobs)(
         delayed(chunk)(
@@ -337,7 +337,7 @@ def _check_shaped(instances: Sequence[Instance], learner: Learner, support: Supp
         )
 
 
-def _bytesper_run(instance: Instance, learner: Learner, dtype: Any) -> int:
+def _bytes_per_run(instance: Instance, learner: Learner, dtype: Any) -> int:
     """What a run adds to a chunk. Log-linear runs count less: the more share a pass over the features, the better."""
     arrays = 0.5 if learner.parametrisation == "loglinear" else 3 if learner.optimiser == "adam" else 1
     return int(arrays * instance.prior.size * np.dtype(dtype).itemsize)

@@ -25,7 +25,7 @@ from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
 
 from aent_llm.bench import now
-from aent_llm.experiment import CONFIGS, Experiment, load_experiment
+from aent_llm.experiment import Experiment, load_experiment
 from aent_llm.train import keep_freed_memory, load_model, prepare
 from aent_llm.trainer import AEntGRPOTrainer
 
@@ -39,7 +39,7 @@ DROP = {"type": "drop_lowest", "share": 0.33}
 
 def embedded() -> Experiment:
     """The embedded model and task, on a CPU."""
-    return load_experiment(CONFIGS / "cpu_aent.yaml", {"train.save_strategy": "no"})
+    return load_experiment("cpu_aent", {"train.save_strategy": "no"})
 
 
 def random_model(folder: Path, options: argparse.Namespace) -> Experiment:
@@ -68,7 +68,7 @@ def random_model(folder: Path, options: argparse.Namespace) -> Experiment:
         "train.bf16": options.device == "cuda",
         "train.learning_rate": 1e-6,
     }
-    return load_experiment(CONFIGS / "cpu_aent.yaml", changes)
+    return load_experiment("cpu_aent", changes)
 
 
 def contenders(experiment: Experiment, folder: Path) -> dict[str, tuple[Any, Callable[..., Any]]]:

@@ -20,8 +20,9 @@ import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import Field
 from rich.console import Console
 from rich.table import Table
 
@@ -30,6 +31,7 @@ from aent.entropy import DropLowest, Full, Nucleus, Support, TopK
 from aent_llm import benchmarks
 from aent_llm.clamp_effect import Estimate, Measured, Rollout, RuleMeasure, measure_rollouts
 from aent_llm.generate import context_length, encode_prompts, load_tokenizer, transformers_sampler
+from aent_llm.schema import Count, NaturalNumber, Positive, Share, check_fields
 
 __all__ = ["CalibrationConfig", "CalibrationResult", "calibrate", "main", "propose"]
 
@@ -41,31 +43,27 @@ ENOUGH = 50  # tokens of correct completions, to judge a clamp by them rather th
 class CalibrationConfig:
     """What is sampled, the grid, and the limits of the proposal (the latter are this project's own design)."""
 
-    prompts: int = 64
-    samples: int = 4
-    temperature: float = 1.0
-    max_tokens: int | None = None  # of a completion; None: what the context leaves, at most ``LONGEST``
+    prompts: Count = 64
+    samples: Count = 4
+    temperature: Positive = 1.0
+    max_tokens: Count | None = None  # of a completion; None: what the context leaves, at most ``LONGEST``
     drop: tuple[float, ...] = (0.2, 0.33, 0.9, 0.99, 0.999)
     top_k: tuple[int, ...] = (10, 32, 100, 1000)
     nucleus: tuple[float, ...] = (0.8, 0.95)
-    tokens: int = 8192  # measured at most, drawn at random from all completions
-    tile_bytes: int = 2**27  # of one [rows, V] float32 tile; about ten temporaries of this size live at a time
-    seed: int = 0
-    min_push: float = 0.05  # a clamp has an effect when at least this share of the full bonus' push is cut
-    max_dropped: float = 0.05  # it may cut at most this probability mass
-    min_kept: float = 0.99  # and must keep this share of the sampled tokens (of correct completions, where known)
-    bonus_share: float = 0.1  # size of the bonus gradient over that of the policy gradient's signal
+    tokens: Count = 8192  # measured at most, drawn at random from all completions
+    tile_bytes: Count = 2**27  # of one [rows, V] float32 tile; about ten temporaries of this size live at a time
+    seed: NaturalNumber = 0
+    min_push: Share = 0.05  # a clamp has an effect when at least this share of the full bonus' push is cut
+    max_dropped: Share = 0.05  # it may cut at most this probability mass
+    min_kept: Share = 0.99  # and must keep this share of the sampled tokens (of correct completions, where known)
+    bonus_share: Positive = 0.1  # size of the bonus gradient over that of the policy gradient's signal
     band: tuple[float, float] = (0.25, 0.5)  # times the measured entropy over the support
-    box: float = 10.0  # from initial / box to initial * box
-    steps_to_box: int = 20  # controller steps from ``initial`` to the top of the box while the entropy is zero
-    warmup_steps: int = 30
+    box: Annotated[float, Field(ge=1)] = 10.0  # from initial / box to initial * box
+    steps_to_box: Count = 20  # controller steps from ``initial`` to the top of the box while the entropy is zero
+    warmup_steps: NaturalNumber = 30
 
     def __post_init__(self) -> None:
-        for name in ("prompts", "samples", "max_tokens", "tokens", "tile_bytes", "steps_to_box"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ValueError(f"calibrate: {name}={getattr(self, name)}: expected a whole number of at least 1")
-        if not 0 < self.temperature < math.inf:
-            raise ValueError(f"calibrate: temperature={self.temperature}: expected a positive number, e.g. 1.0")
+        check_fields(self, "calibrate")
         if len(self.rules) == 1:
             raise ValueError("calibrate: the grid is empty; give at least one of --drop, --top-k, --nucleus")
 

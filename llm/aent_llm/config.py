@@ -34,6 +34,8 @@ from aent.methods import METHODS, Method, method_name, plain_name
 from aent.shaping import Shaping, shaping_from_dict, tempered_members
 from aent_llm.entropy_head import Engine
 from aent_llm.rewards import CORRECT_REWARD
+from aent_llm.ranges import ranges_of
+from aent_llm.schema import check_fields
 
 __all__ = ["AEntGRPOConfig", "Parts", "controller", "parts", "shaping", "support"]
 
@@ -188,6 +190,7 @@ class AEntGRPOConfig(GRPOConfig):
     )
 
     def __post_init__(self) -> None:
+        check_fields(self, settings=ranges_of(type(self)))
         for name in PARTS:
             value = getattr(self, name)
             if isinstance(value, str) and value.lstrip().startswith("{"):  # from a command line

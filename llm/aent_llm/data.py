@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from .announcements import boxed_answer, hash_answer
 from .rewards import did_you_mean, parses
+from .schema import Count, NaturalNumber, check_fields, setting, short
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -38,48 +39,47 @@ PARALLEL_FROM = 2000  # distinct answers; LaTeX takes about 5 ms each
 class DataConfig:
     r"""Where problems come from and how a row becomes a prompt and a reference answer.
 
-    Attributes:
-        source: "tiny" (the embedded task), a ``.jsonl`` or ``.parquet`` file, a hub id or a data set folder.
-        split: of a hub data set or the embedded task; ``datasets`` slices such as ``train[:1000]`` work on the hub.
-        subset: configuration of a hub data set, for instance "main" of openai/gsm8k.
-        prompt: column with the question; with ``chat`` it may hold a list of messages, which is used as it is.
-        answer: column with the reference answer, text or number.
-        system: system message, with ``chat`` only.
-        template: Python format string around the question: ``{prompt}`` and any other column but the answer's.
-            Literal braces are doubled, except ``{}``, which stays as it is: ``\boxed{}``.
-        chat: give the prompt as messages, to which the model's chat template is applied; else as plain text.
-        answer_extract: how the answer is read from a column that holds a whole solution: "boxed" (last ``\boxed{}``, as
-            in MATH), "hash" (after the last ``####``, as in GSM8K), "first" (of a list of answers), or a regular
-            expression with one group, whose last match counts. None: the column is the answer.
-        limit: use the first so many rows.
-        count: number of problems to generate, embedded task only.
-        seed: which problems are generated, embedded task only.
-        faulty: what ``check_problems`` does about rows it cannot use: "error" stops, "drop" leaves them out and warns.
+    Raises:
+        ValueError: a value of another type or out of its range, or a setting that has no effect.
     """
 
-    source: str
-    split: str = "train"
-    subset: str | None = None
-    prompt: str = "prompt"
-    answer: str = "answer"
-    system: str | None = None
-    template: str = "{prompt}"
-    chat: bool = False
-    answer_extract: str | None = None
-    limit: int | None = None
-    count: int | None = None
-    seed: int = 0
-    faulty: Literal["error", "drop"] = "error"
+    source: str = field(
+        metadata={"help": "`tiny` (the embedded task), a `.jsonl` or `.parquet` file, a hub id or a data set folder"}
+    )
+    split: str = setting(
+        "train", "of a hub data set or the embedded task; slices such as `train[:1000]` work on the hub"
+    )
+    subset: str | None = setting(None, "configuration of a hub data set, for instance `main` of openai/gsm8k")
+    prompt: str = setting(
+        "prompt", "column with the question; with `chat` it may hold a list of messages, which is used as it is"
+    )
+    answer: str = setting("answer", "column with the reference answer, text or number")
+    system: str | None = setting(None, "system message, with `chat` only")
+    template: str = setting(
+        "{prompt}",
+        "Python format string around the question: `{prompt}` and any other column but the answer's; literal braces "
+        "are doubled, except `{}`, which stays as it is: `\\boxed{}`",
+    )
+    chat: bool = setting(
+        False, "give the prompt as messages, to which the model's chat template is applied; else as plain text"
+    )
+    answer_extract: str | None = setting(
+        None,
+        "how the answer is read from a column that holds a whole solution: `boxed` (last `\\boxed{}`, as in MATH), "
+        "`hash` (after the last `####`, as in GSM8K), `first` (of a list of answers), or a regular expression with one "
+        "group, whose last match counts; null: the column is the answer",
+    )
+    limit: Count | None = setting(None, "use the first so many rows")
+    count: Count | None = setting(None, "number of problems to generate, embedded task only")
+    seed: NaturalNumber = setting(0, "which problems are generated, embedded task only")
+    faulty: Literal["error", "drop"] = setting(
+        "error", "rows that cannot be used: `error` stops, `drop` leaves them out and warns"
+    )
 
     def __post_init__(self) -> None:
+        check_fields(self, "data")
         if not self.source:
             raise ValueError("data.source is empty; give 'tiny', a .jsonl or .parquet file, or a hub id")
-        for name in ("limit", "count"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"data.{name} must be at least 1, got {value}")
-        if self.faulty not in ("error", "drop"):
-            raise ValueError(f"data.faulty must be 'error' or 'drop', got {self.faulty!r}")
         if self.system is not None and not self.chat:
             raise ValueError("data.system has no effect without data.chat: true; or put the text into data.template")
         if self.prompt == self.answer:
@@ -467,9 +467,3 @@ def _prompt_lengths(problems: Dataset, tokenizer: PreTrainedTokenizerBase) -> It
                 ) from error
             tokens = tokens["input_ids"]  # pyright: ignore[reportArgumentType, reportCallIssue]
         yield from map(len, tokens)
-
-
-def short(value: Any, width: int = 80) -> str:
-    """`value` as it would be typed, its middle left out when long."""
-    text = repr(value)
-    return text if len(text) <= width else f"{text[: width // 2]} ... {text[-width // 2 + 5 :]}"

@@ -24,13 +24,15 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
+from pydantic import Field
 
 from aent.runs import provenance
 from aent_llm import benchmarks
 from aent_llm.announcements import voted_answer
+from aent_llm.schema import Count, NaturalNumber, NonNegative, check_fields, setting
 
 if TYPE_CHECKING:
     from aent_llm.data import DataConfig
@@ -52,29 +54,17 @@ class EvalConfig:
         ValueError: a field out of its range, or several greedy samples, which would all be equal.
     """
 
-    samples: int = 4
-    temperature: float = 1.0  # 0 is greedy
-    top_p: float = 1.0
-    top_k: int = 0  # 0: no cut
-    max_tokens: int = 64
-    seed: int = 0
-    bootstrap: int = 1000  # resamples behind an interval
-    limit: int | None = None  # only the first problems
+    samples: Count = setting(4, "completions of each problem")
+    temperature: NonNegative = setting(1.0, "of sampling; 0 is greedy")
+    top_p: Annotated[float, Field(gt=0, le=1)] = setting(1.0, "sample from the most likely tokens of this mass; 1: all")
+    top_k: NaturalNumber = setting(0, "sample from so many most likely tokens; 0: all")
+    max_tokens: Count = setting(64, "of a completion")
+    seed: NaturalNumber = setting(0, "of completions and intervals")
+    bootstrap: Count = setting(1000, "resamples behind an interval")
+    limit: Count | None = setting(None, "only the first problems")
 
     def __post_init__(self) -> None:
-        ranges = {
-            "samples": (self.samples >= 1, "at least 1"),
-            "temperature": (0 <= self.temperature < np.inf, "0 (greedy) or positive"),
-            "top_p": (0 < self.top_p <= 1, "above 0, at most 1 (no cut)"),
-            "top_k": (self.top_k >= 0, "0 (no cut) or positive"),
-            "max_tokens": (self.max_tokens >= 1, "at least 1"),
-            "seed": (self.seed >= 0, "0 or positive"),
-            "bootstrap": (self.bootstrap >= 1, "at least 1"),
-            "limit": (self.limit is None or self.limit >= 1, "at least 1, or None"),
-        }
-        for name, (fine, expected) in ranges.items():
-            if not fine:
-                raise ValueError(f"{name}={getattr(self, name)}: expected {expected}")
+        check_fields(self)
         if self.temperature == 0 and self.samples > 1:
             raise ValueError(
                 f"temperature=0 with samples={self.samples}: greedy samples are all equal. "

@@ -1,50 +1,89 @@
 """A training experiment as one YAML file: model, data, rewards, entropy, train, evaluation.
 
-    experiment = load_experiment("llm/aent_llm/configs/cpu_aent.yaml", {"train.learning_rate": 1e-4})
+    experiment = load_experiment("cpu_aent", {"train.learning_rate": 1e-4})
     print(experiment.plan(processes=1))          # what would run, without loading anything
     args = experiment.training_arguments("runs/first")
 
 Blocks map one to one onto the classes that use them: ``train`` onto ``trl.GRPOConfig``, ``entropy`` onto the entropy
 fields of ``AEntGRPOConfig`` (``entropy: {method: clip-cov}`` takes a published method), ``data`` onto
-``data.DataConfig``, ``evaluation`` onto ``EvaluationConfig`` here. A key that is not known is an error with a
-suggestion: a setting never goes unused in silence. ``paper`` is documentation.
+``data.DataConfig``, ``evaluation`` onto ``EvaluationConfig`` here. ``paper`` is documentation. What a block may hold is
+derived from its class (``schema.py``), and so is ``reference``, the documentation of all settings: a key that is not
+known, or a value of another type, is an error with its line; a setting never goes unused in silence.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import difflib
-import re
+import functools
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
-import yaml
+from pydantic import Field
 
+from aent_llm.config_files import CONFIGS, find_config
 from aent_llm.data import DataConfig
 from aent_llm.evaluate import EvalConfig
+from aent_llm.ranges import RANGES
+from aent_llm.schema import (
+    Block,
+    Count,
+    NaturalNumber,
+    Places,
+    Positive,
+    Setting,
+    Text,
+    block,
+    check_fields,
+    narrowed,
+    read_yaml,
+    setting,
+    short,
+)
+from aent_llm.tiny import TinySpec
 
-__all__ = ["CONFIGS", "EvaluationConfig", "Experiment", "ModelConfig", "load_experiment"]
+__all__ = ["CONFIGS", "EvaluationConfig", "Experiment", "ModelConfig", "load_experiment", "reference"]
 
-CONFIGS = Path(__file__).parent / "configs"
 PARTS = ("support", "controller", "shaping")
-EXPONENTS = ("learning_rate", "epsilon")
+NOT_SET_HERE = {  # a field of AEntGRPOConfig -> where it is set instead
+    "output_dir": "by --output on the command line",
+    "resume_from_checkpoint": "by --resume on the command line",
+    "parallelism_config": "by accelerate's own config file",
+    "reward_funcs": "in the block rewards",
+}
+OF_THE_COMMAND: dict[str, Any] = {  # beyond RANGES: what the train command can carry out, and what the config checks
+    "max_completion_length": Count,
+    "entropy_warmup_steps": NaturalNumber,
+    "sampler_tolerance": Positive | None,
+    "eval_strategy": Literal["no"],  # held-out problems are those of the evaluation block
+    "save_strategy": Literal["no", "steps", "epoch"],
+    "remove_unused_columns": Literal[False],  # the rewards read the answer's column
+}
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Where the policy comes from: ``tiny`` (the embedded model), a hub id or a local folder."""
+    """Where the policy comes from.
 
-    source: str = "tiny"
-    dtype: str = "float32"
-    lora: dict[str, Any] | None = None  # fields of peft.LoraConfig
-    attn_implementation: str | None = None
-    trust_remote_code: bool = False
-    tiny: dict[str, Any] = field(default_factory=dict)  # fields of tiny.TinySpec, for source "tiny"
+    Raises:
+        ValueError: a value of another type, or ``tiny`` beside another source.
+    """
+
+    source: Text = setting("tiny", "`tiny` (the embedded model), a hub id or a local folder")
+    dtype: Literal["float32", "bfloat16", "float16", "auto"] = setting("float32", "of the weights")
+    lora: dict[str, Any] | None = setting(None, "train an adapter: fields of `peft.LoraConfig`; null: all weights")
+    attn_implementation: Text | None = setting(None, "attention of transformers, e.g. `flash_attention_2`")
+    trust_remote_code: bool = setting(False, "run the code that a model of the hub brings along")
+    tiny: dict[str, Any] = setting({}, "what the embedded model looks like: fields of `tiny.TinySpec`")
 
     def __post_init__(self) -> None:
-        if self.dtype not in ("float32", "bfloat16", "float16", "auto"):
-            raise ValueError(f"model.dtype={self.dtype!r}: expected float32, bfloat16, float16 or auto")
+        check_fields(self, "model")
+        if self.tiny and self.source != "tiny":
+            raise ValueError(
+                f"model.tiny describes the embedded model and has no effect on {self.source!r}: leave it out"
+            )
 
 
 @dataclass(frozen=True)
@@ -70,34 +109,43 @@ class Experiment:
     paper: dict[str, Any]
 
     def training_arguments(self, output: str | Path, **overrides: Any) -> Any:
-        """``AEntGRPOConfig`` of this experiment, writing to ``output``."""
+        """``AEntGRPOConfig`` of this experiment, writing to ``output``.
+
+        Raises:
+            ValueError: whatever TRL, transformers and accelerate refuse, in one line.
+        """
         from aent_llm.config import AEntGRPOConfig
 
         ours = {f"entropy_{name}": value for name, value in self.entropy.items()}
         quiet = {"report_to": "none", "disable_tqdm": True}  # the train command shows one bar and one table
-        return AEntGRPOConfig(**{"output_dir": str(output), **quiet, **self.train, **ours, **overrides})
+        try:
+            return AEntGRPOConfig(**{"output_dir": str(output), **quiet, **self.train, **ours, **overrides})
+        except Exception as error:  # of several libraries: TypeError, KeyError, AttributeError ...
+            raise ValueError(f"{self.name}, train: {_line(error)}") from error
 
     def plan(self, processes: int = 1) -> dict[str, Any]:
-        """Batch arithmetic and entropy block as they would run on ``processes`` GPUs; loads no model and no data."""
+        """Batch arithmetic and entropy block as they would run on ``processes`` GPUs; loads no model and no data.
+
+        Raises:
+            ValueError: completions of a rollout that do not fill whole groups, or whole optimiser steps.
+        """
         from aent.entropy import support_to_dict
         from aent_llm.config import parts
 
-        train, method = self.train, self.entropy.get("method")
+        method = self.entropy.get("method")
         found = parts(method, *(self.entropy.get(name) for name in PARTS))
-        micro = train.get("per_device_train_batch_size", 8) * processes
-        accumulate = train.get("gradient_accumulation_steps", 1)
-        per_phase, group = train.get("steps_per_generation") or accumulate, train.get("num_generations", 8)
+        batch = self.batch(processes)
         return {
             "experiment": self.name,
             "model": self.model.source,
             "data": self.data.source,
             "rewards": ", ".join(self.rewards),
             "processes": processes,
-            "prompts per rollout phase": micro * per_phase // group,
-            "completions per prompt": group,
-            "completions per optimiser step": micro * accumulate,
-            "optimiser steps per rollout phase": per_phase // accumulate * train.get("num_iterations", 1),
-            "learning rate": train.get("learning_rate", 1e-6),
+            "prompts per rollout phase": batch.prompts,
+            "completions per prompt": batch.group,
+            "completions per optimiser step": batch.completions,
+            "optimiser steps per rollout phase": batch.updates,
+            "learning rate": self.of_train("learning_rate"),
             **({} if method is None else {"method": method}),
             "support": self.entropy.get("support", support_to_dict(found.support)),
             "controller": {"trl": found.trl}
@@ -107,124 +155,344 @@ class Experiment:
             "controller warm-up (rollout phases)": self.entropy.get("warmup_steps", 0),
         }
 
+    def of_train(self, name: str) -> Any:
+        """A setting of the train block, or its default."""
+        return self.train.get(name, train_block().settings[name].default)
 
-def load_experiment(path: str | Path, overrides: dict[str, Any] | None = None) -> Experiment:
+    def batch(self, processes: int) -> Batch:
+        """The batch arithmetic on ``processes`` GPUs. Raises ValueError as ``plan``."""
+        group, accumulate = self.of_train("num_generations"), self.of_train("gradient_accumulation_steps")
+        micro = self.of_train("per_device_train_batch_size") * processes
+        whole = self.of_train("generation_batch_size")
+        phase = self.of_train("steps_per_generation") or (accumulate if whole is None else whole // micro)
+        asked = micro * phase
+        lengths = f"per_device_train_batch_size {micro // processes} x {processes} process(es) x {phase} micro-batches"
+        if not asked or (whole is not None and whole % micro):
+            raise ValueError(
+                f"{self.name}: train.generation_batch_size={whole} is not a multiple of the {micro} completions of a "
+                f"micro-batch ({micro // processes} x {processes} process(es)): use a multiple, or leave it out"
+            )
+        if asked % group:
+            raise ValueError(
+                f"{self.name}: a rollout of {asked} completions (train.{lengths}) is not whole groups of "
+                f"train.num_generations={group}: make it a multiple of {group}"
+            )
+        if phase % accumulate:
+            raise ValueError(
+                f"{self.name}: a rollout of {phase} micro-batches (train.steps_per_generation) is not whole optimiser "
+                f"steps of train.gradient_accumulation_steps={accumulate}: use a multiple, or leave it out"
+            )
+        return Batch(asked // group, group, micro * accumulate, phase // accumulate * self.of_train("num_iterations"))
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a rollout phase takes and gives: prompts, completions of each, completions and number of optimiser steps."""
+
+    prompts: int
+    group: int
+    completions: int
+    updates: int
+
+
+# ----------------------------------------------------------------------------------------------------------- reading
+
+
+def load_experiment(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Experiment:
     """Read and validate an experiment file; ``overrides`` maps dotted keys to values.
 
     ``entropy.method`` there takes the place of the file's support, controller, shaping and warm-up, which belong to
     another method; to replace a part of the one named, override that part too.
 
+    Args:
+        path: a file, or the name of a config of the package.
+        overrides: dotted keys.
+
     Raises:
         FileNotFoundError: no such file; near names are listed.
-        ValueError: not a mapping, an unknown or missing key, a value that its class refuses.
+        ValueError: not UTF-8, not YAML, not a mapping, an unknown, missing or repeated key, a value that its class
+            refuses; place and key are named.
 
     Examples:
-        >>> experiment = load_experiment(CONFIGS / "cpu_aent.yaml", {"train.num_generations": 16})
+        >>> experiment = load_experiment("cpu_aent", {"train.num_generations": 16})
         >>> experiment.plan(processes=2)["prompts per rollout phase"]  # 2 batches of 128 completions, 16 per prompt
         16
     """
-    path = Path(path)
-    if not path.is_file():
-        near = difflib.get_close_matches(path.name, [one.name for one in CONFIGS.glob("*.yaml")], n=3, cutoff=0.3)
-        raise FileNotFoundError(f"{path} does not exist. In {CONFIGS.name}/: {', '.join(near) or 'nothing like it'}")
-    try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not YAML: {error}") from None
+    path = find_config(path)
+    raw, places = read_yaml(path)
     if not isinstance(raw, dict):
-        raise ValueError(f"{path}: expected a mapping with model, data, rewards, entropy and train")
-    if "entropy.method" in (overrides or {}) and isinstance(raw.get("entropy"), dict):
+        raise ValueError(f"{path}: expected a mapping with model, data, rewards, entropy and train, got {short(raw)}")
+    raw, places = overridden(raw, overrides or {}, places)
+    return parse_experiment(raw, path.stem, places)
+
+
+def overridden(raw: dict[str, Any], overrides: Mapping[str, Any], places: Places) -> tuple[dict[str, Any], Places]:
+    """The content of a file with other values at dotted keys, and where each was written.
+
+    Raises:
+        ValueError: a key without text between its dots, or below a value that is no block.
+    """
+    raw = dict(raw)
+    if "entropy.method" in overrides and isinstance(raw.get("entropy"), dict):
         raw["entropy"] = {key: value for key, value in raw["entropy"].items() if key not in (*PARTS, "warmup_steps")}
-    for key, value in (overrides or {}).items():
-        _set(raw, key, value)
-    return parse_experiment(raw, path.stem)
+    for dotted, value in overrides.items():
+        *parents, last = dotted.split(".")
+        if not all((*parents, last)):
+            raise ValueError(f"--set {dotted}: expected a key such as train.max_steps")
+        at = raw
+        for parent in parents:
+            inner = at.get(parent)
+            if inner is not None and not isinstance(inner, dict):
+                raise ValueError(f"--set {dotted}: {parent} is {short(inner)}, not a block with keys")
+            at[parent] = dict(inner or {})  # a copy: the caller's tree stays
+            at = at[parent]
+        at[last] = value
+        places = places.overridden((*parents, last))
+    return raw, places
 
 
-def parse_experiment(raw: dict[str, Any], name: str) -> Experiment:
+def parse_experiment(raw: dict[str, Any], name: str, places: Places | None = None) -> Experiment:
     """Validate the content of an experiment file; see ``load_experiment``."""
-    from aent_llm.config import AEntGRPOConfig
-
-    _known(raw, ("model", "data", "rewards", "entropy", "train", "evaluation", "paper"), "the file")
-    rewards = raw.get("rewards") or ["math_verify"]
-    entropy = _entropy(dict(raw.get("entropy") or {}))
-    train = _as_meant(dict(raw.get("train") or {}))
-    _known(train, [one.name for one in dataclasses.fields(AEntGRPOConfig)], "train")
-    ours = {f"entropy_{name}" for name in ("method", *PARTS)}
-    if reserved := sorted({"output_dir", "resume_from_checkpoint", *ours} & set(train)):
-        raise ValueError(f"train: {', '.join(reserved)} is not set here; use the command line or the entropy block")
-    evaluation = dict(raw.get("evaluation") or {})
+    places = places or Places()
+    given = block(_File).checked(raw, places)
+    model = block(ModelConfig).checked(given.get("model"), places, ("model",))
+    if model.get("lora") is not None:
+        model["lora"] = lora_block().checked(model["lora"], places, ("model", "lora"))
+    if "tiny" in model:
+        model["tiny"] = _built(TinySpec, model["tiny"], places, ("model", "tiny"), as_dict=True)
+    names, weights = _rewards(given.get("rewards"), places)
+    train = _train(given.get("train"), names, weights, places)
     return Experiment(
         name=name,
         raw=raw,
-        model=_build(ModelConfig, raw.get("model"), "model"),
-        data=_build(DataConfig, raw.get("data"), "data"),
-        rewards=tuple([rewards] if isinstance(rewards, str) else rewards),
-        entropy=entropy,
+        model=_made(ModelConfig, model, places, ("model",)),
+        data=_built(DataConfig, given.get("data"), places, ("data",)),
+        rewards=names,
+        entropy=_entropy(given.get("entropy"), places),
         train=train,
-        evaluation=_evaluation(evaluation) if evaluation else None,
-        paper=dict(raw.get("paper") or {}),
+        evaluation=_evaluation(given.get("evaluation"), places),
+        paper=given.get("paper") or {},
     )
 
 
-def _entropy(block: dict[str, Any]) -> dict[str, Any]:
+@dataclass
+class _File:
+    """The blocks of a file; what is in each is checked by itself."""
+
+    data: dict[str, Any] = field(metadata={"help": "the problems to train on"})
+    model: dict[str, Any] | None = setting(None, "where the policy comes from")
+    rewards: Text | list[Text] | dict[str, float] | None = setting(
+        "math_verify",
+        "names of `rewards.py`, or dotted paths of functions (`package.module:function`); `{name: weight, ...}` weighs "
+        "them; the first one says what is correct",
+    )
+    entropy: dict[str, Any] | None = setting(None, "what the bonus is taken over, and what moves its coefficient")
+    train: dict[str, Any] | None = setting(None, "everything else of `trl.GRPOConfig`")
+    evaluation: dict[str, Any] | None = setting(None, "held-out problems, measured before and after training")
+    paper: dict[str, Any] | None = setting(None, "documentation: what a published run used and reported")
+
+
+def _built(cls: Any, given: Any, places: Places, path: tuple[str, ...], *, as_dict: bool = False) -> Any:
+    """The dataclass of a block, its values checked with their lines; ``as_dict``: the values alone."""
+    values = block(cls).checked(given, places, path)
+    made = _made(cls, values, places, path)
+    return values if as_dict else made
+
+
+def _made(cls: Any, values: dict[str, Any], places: Places, path: tuple[str, ...]) -> Any:
+    try:
+        return cls(**values)
+    except ValueError as error:  # what only several fields together can say
+        named = (name for name in values if f"{path[-1]}.{name}" in str(error))
+        raise ValueError(f"{places.of((*path, next(named, '')))}{error}") from None
+
+
+def _rewards(given: Any, places: Places) -> tuple[tuple[str, ...], list[float] | None]:
+    """Names, and weights if there are any."""
+    given = "math_verify" if given is None else given
+    names = (given,) if isinstance(given, str) else tuple(given)
+    if not names or len(set(names)) < len(names):
+        raise ValueError(f"{places.of(('rewards',))}rewards: expected one or more different names, got {short(given)}")
+    return names, list(given.values()) if isinstance(given, dict) else None
+
+
+def _train(given: Any, rewards: tuple[str, ...], weights: list[float] | None, places: Places) -> dict[str, Any]:
+    for key in given if isinstance(given, Mapping) else ():
+        elsewhere = "in the block entropy" if key in _ours() else NOT_SET_HERE.get(key)
+        if elsewhere:
+            raise ValueError(f"{places.of(('train', key))}train: {key} is not set here; it is set {elsewhere}")
+    train = train_block().checked(given, places, ("train",))
+    here = places.of(("train", "reward_weights"))
+    if weights is not None:
+        if train.get("reward_weights") is not None:
+            raise ValueError(f"{here}train.reward_weights and the weights in rewards: give the weights once")
+        train["reward_weights"] = weights
+    if train.get("reward_weights") is not None and len(train["reward_weights"]) != len(rewards):
+        raise ValueError(
+            f"{here}train.reward_weights: expected one number for each of {', '.join(rewards)}, got "
+            f"{short(train['reward_weights'])}"
+        )
+    for name in ("logging_steps", "save_steps"):
+        every = train.get(name, 1)
+        if every > 1 and every != int(every):
+            raise ValueError(
+                f"{places.of(('train', name))}train.{name}: expected a whole number, or a share of all steps"
+            )
+    if train.get("max_steps") == 0:
+        raise ValueError(
+            f"{places.of(('train', 'max_steps'))}train.max_steps: expected 1 or more, or -1 (epochs), got 0"
+        )
+    return train
+
+
+def _entropy(given: Any, places: Places) -> dict[str, Any]:
     """The entropy block as it was meant; what no one sets stays away if a method or a rule is there to fill it."""
     from aent_llm.config import parts
 
-    _known(block, ("method", *PARTS, "warmup_steps", "diagnostics", "tile_bytes", "engine"), "entropy")
-    given = {name: _numbers(block[name]) for name in PARTS if block.get(name) is not None}
-    if block.get("method") is None:
-        given = {"support": "full", **({} if "shaping" in given else {"controller": 0.0}), **given}
-    parts(block.get("method"), *(given.get(name) for name in PARTS))  # refuses here what it would refuse later
-    return {**{name: value for name, value in block.items() if name not in PARTS and value is not None}, **given}
-
-
-def _evaluation(block: dict[str, Any]) -> EvaluationConfig:
-    settings = [one.name for one in dataclasses.fields(EvalConfig)]
-    data_keys = [one.name for one in dataclasses.fields(DataConfig)]
-    _known(block, [*settings, "data"], "evaluation")
-    data = block.pop("data", None)
-    _known(data or {}, data_keys, "evaluation.data")
-    return EvaluationConfig(_build(DataConfig, data, "evaluation.data"), EvalConfig(**block))
-
-
-def _build(cls: Any, block: Any, where: str) -> Any:
-    block = dict(block or {})
-    _known(block, [one.name for one in dataclasses.fields(cls)], where)
+    values = {key: one for key, one in entropy_block().checked(given, places, ("entropy",)).items() if one is not None}
+    rules = {name: _rule(name, values.pop(name), places) for name in PARTS if name in values}
+    if "method" not in values:
+        rules = {"support": "full", **({} if "shaping" in rules else {"controller": 0.0}), **rules}
     try:
-        return cls(**block)
-    except TypeError as error:
-        raise ValueError(f"{where}: {str(error).partition('__init__() ')[2] or error}") from None
+        parts(values.get("method"), *(rules.get(name) for name in PARTS))  # refuses here what it would refuse later
+    except ValueError as error:
+        raise ValueError(f"{places.of(('entropy', 'method'))}entropy: {error}") from None
+    return values | rules
 
 
-def _known(block: dict[str, Any], names: Any, where: str) -> None:
-    for key in block:
-        if key not in names:
-            close = difflib.get_close_matches(str(key), list(names), n=1)
-            raise ValueError(f"{where}: unknown key {key!r}" + (f"; did you mean {close[0]!r}?" if close else ""))
+def _rule(name: str, given: Any, places: Places) -> Any:
+    """A support, controller or shaping rule, its numbers converted by the fields of its class."""
+    from aent.methods import plain_name
+    from aent_llm import config
+
+    path = ("entropy", name)
+    if isinstance(given, Mapping):
+        kind, options = given.get("type"), {key: value for key, value in given.items() if key != "type"}
+        if not isinstance(kind, str):
+            raise ValueError(f"{places.of((*path, 'type'))}entropy.{name}.type is needed: {', '.join(rules_of(name))}")
+        rule = {plain_name(key): cls for key, cls in rules_of(name).items()}.get(plain_name(kind))
+        if dataclasses.is_dataclass(rule):
+            options = block(rule).checked(options, places, path)
+        given = {"type": kind, **options}
+    elif isinstance(given, bool | list):
+        raise ValueError(f"{places.of(path)}entropy.{name}: expected a name or a block with a type, got {short(given)}")
+    elif name == "controller" and isinstance(given, str):
+        with contextlib.suppress(ValueError):  # else the name of a rule
+            given = float(given)
+    try:
+        getattr(config, name)(given)
+    except ValueError as error:
+        raise ValueError(f"{places.of(path)}entropy.{name}: {error}") from None
+    return given
 
 
-def _set(raw: dict[str, Any], dotted: str, value: Any) -> None:
-    *parents, last = dotted.split(".")
-    for parent in parents:
-        raw = raw.setdefault(parent, {})
-        if not isinstance(raw, dict):
-            raise ValueError(f"--set {dotted}: {parent} is {raw!r}, not a block with keys")
-    raw[last] = value
+def rules_of(name: str) -> dict[str, Any]:
+    """Name -> class of the supports, controllers or shaping rules."""
+    from aent_llm import config
+
+    return {"support": config.SUPPORTS, "controller": config.Controller.registry, "shaping": config.Shaping.registry}[
+        name
+    ]
 
 
-def _numbers(value: Any) -> Any:
-    """YAML takes ``1e-6`` (no dot) for text; in a part of the entropy block no text looks like that."""
-    if isinstance(value, dict):
-        return {key: _numbers(one) for key, one in value.items()}
-    return float(value) if isinstance(value, str) and re.fullmatch(r"[+-]?\d+(\.\d*)?e[+-]?\d+", value) else value
+def _evaluation(given: Any, places: Places) -> EvaluationConfig | None:
+    if not given:
+        return None
+    values = evaluation_block().checked(given, places, ("evaluation",))
+    data = _built(DataConfig, values.pop("data"), places, ("evaluation", "data"))
+    return EvaluationConfig(data, _made(EvalConfig, values, places, ("evaluation",)))
 
 
-def _as_meant(block: dict[str, Any]) -> dict[str, Any]:
-    """Undo two habits of YAML: ``1e-6`` (no dot) is text to it, and ``save_strategy: no`` is false."""
+# ------------------------------------------------------------------------------------------------------------ blocks
 
-    def meant(key: str, value: Any) -> Any:
-        if key in EXPONENTS and isinstance(value, str):
-            return float(value)
-        return "no" if key.endswith("_strategy") and value is False else value
 
-    return {key: meant(key, value) for key, value in block.items()}
+@functools.cache
+def train_block() -> Block:
+    """The settings of ``AEntGRPOConfig`` that an experiment file can set in ``train``."""
+    from aent_llm.config import AEntGRPOConfig
+
+    return narrowed(AEntGRPOConfig, {**RANGES, **OF_THE_COMMAND, **dict.fromkeys((*NOT_SET_HERE, *_ours()))})
+
+
+@functools.cache
+def _ours() -> tuple[str, ...]:
+    """The fields of the entropy block as ``AEntGRPOConfig`` names them."""
+    from aent_llm.config import AEntGRPOConfig
+
+    inherited = {one.name for base in AEntGRPOConfig.__bases__ for one in dataclasses.fields(base)}
+    names = [one.name for one in dataclasses.fields(AEntGRPOConfig) if one.name not in inherited]
+    return tuple(name for name in names if name.startswith("entropy_"))
+
+
+@functools.cache
+def entropy_block() -> Block:
+    """The entropy fields of ``AEntGRPOConfig``, without their prefix."""
+    from aent_llm.config import AEntGRPOConfig
+
+    whole = narrowed(AEntGRPOConfig, RANGES | OF_THE_COMMAND).settings
+    return Block({name.removeprefix("entropy_"): whole[name] for name in _ours()})
+
+
+@functools.cache
+def evaluation_block() -> Block:
+    """The settings of ``EvalConfig`` and the block ``data``."""
+    data = Setting(dict[str, Any], dataclasses.MISSING, "the problems: as the block `data`")
+    return Block({"data": data, **block(EvalConfig).settings})
+
+
+@functools.cache
+def lora_block() -> Block:
+    """The fields of ``peft.LoraConfig`` that say what is trained."""
+    from peft import LoraConfig
+
+    named = Literal["gaussian", "eva", "olora", "pissa", "corda", "loftq", "orthogonal", "mica"]
+    changed: dict[str, Any] = {
+        "r": Count,
+        "lora_alpha": Count,
+        "lora_dropout": Annotated[float, Field(ge=0, lt=1)],
+        "init_lora_weights": bool | named | Annotated[str, Field(pattern=r"^pissa_niter_\d+$")],
+        **dict.fromkeys(("task_type", "peft_type", "peft_version", "base_model_name_or_path", "inference_mode")),
+    }
+    return narrowed(LoraConfig, changed)
+
+
+def reference() -> str:
+    """Every setting of an experiment file as Markdown, from the classes that take them."""
+    sections = [
+        ("The file", block(_File).reference(), "The blocks. A block that is left out has its defaults."),
+        ("model", block(ModelConfig).reference("model."), ""),
+        ("model.tiny", block(TinySpec).reference("model.tiny."), "Of the embedded model."),
+        ("model.lora", lora_block().reference("model.lora."), "Of `peft.LoraConfig`."),
+        ("data", block(DataConfig).reference("data."), ""),
+        ("entropy", entropy_block().reference("entropy."), _rules_reference()),
+        ("evaluation", evaluation_block().reference("evaluation."), ""),
+        ("train", train_block().reference("train."), "Of `trl.GRPOConfig`, in the words of its authors."),
+    ]
+    head = (
+        "# Settings\n\nWritten by `python -m aent_llm train --settings`. A value is converted to the type of its key "
+        "(YAML 1.2: `1e-8` is a number, `no` is text); anything else is refused with its line before a model is "
+        "loaded. On the command line: `--set train.learning_rate=1e-6`."
+    )
+    return "\n\n".join(
+        [head, *(part for title, table, text in sections for part in (f"## {title}", text, table) if part)]
+    )
+
+
+def _rules_reference() -> str:
+    lines = []
+    for name in PARTS:
+        rows = [
+            f"`{kind}` ({', '.join(settings_names(cls)) or 'no options'})"
+            for kind, cls in sorted(rules_of(name).items())
+        ]
+        lines.append(f"`{name}` takes a name, or `{{type: name, option: value}}`: {'; '.join(rows)}.")
+    return "\n\n".join(lines)
+
+
+def settings_names(cls: Any) -> list[str]:
+    """The options of a rule."""
+    return list(block(cls).settings) if dataclasses.is_dataclass(cls) else []
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

@@ -3,7 +3,7 @@
     python -m aent_llm.leaderboard run           # first value of every method, then the second; 3 seeds each
     python -m aent_llm.leaderboard record        # -> paper_figures/records/llm_methods.jsonl
 
-Each run is ``python -m aent_llm train`` with ``llm/aent_llm/configs/cpu_methods.yaml``, in a process of its own, as in
+Each run is ``python -m aent_llm train --config cpu_methods``, in a process of its own, as in
 ``study.py``: stop at any time, finished runs are kept. The first value is the published one where it means something on
 this task, else our own choice; the second says how much the value matters. Nothing is tuned: both are reported. What
 counts is held-out accuracy at the end.
@@ -17,12 +17,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from aent_llm.experiment import CONFIGS
 from aent_llm.study import add_arguments, record, run_all
 
 __all__ = ["ARMS", "Setting", "main"]
 
-CONFIG = CONFIGS / "cpu_methods.yaml"
+CONFIG = "cpu_methods"
 TOP64 = {"type": "top_k", "k": 64}
 
 

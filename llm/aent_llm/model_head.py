@@ -23,7 +23,7 @@ from trl.trainer.utils import FusedCausalLMOutput, maybe_gather_lm_head_ctx
 from aent.entropy import Support
 from aent_llm.entropy_head import Engine, fused_entropy_head
 
-__all__ = ["EntropyOutput", "add_entropy_head", "check_scalable"]
+__all__ = ["EntropyOutput", "add_entropy_head", "check_scalable", "logit_scale"]
 
 RowScale = Tensor | Callable[[dict[str, Any]], Tensor]
 
@@ -84,7 +84,7 @@ def add_entropy_head(
     head = _ModelHead(
         support=support,
         temperature=temperature,
-        logit_scale=_logit_scale(model.config.get_text_config()),
+        logit_scale=logit_scale(model.config.get_text_config()),
         softcap=getattr(model.config.get_text_config(), "final_logit_softcapping", None),
         in_float32=cast_lm_head_to_fp32,
         tile_bytes=tile_bytes,
@@ -119,7 +119,7 @@ def _has_fused_head(forward: Any) -> bool:
     return code is not None and "fused_lm_head" in code.co_varnames
 
 
-def _logit_scale(config: Any) -> float:
+def logit_scale(config: Any) -> float:
     """What the architecture multiplies its logits by, under the names and in the order of TRL's head."""
     for name in ("logit_scale", "output_multiplier", "lm_head_multiplier"):
         if getattr(config, name, None) is not None:

@@ -10,7 +10,7 @@ from transformers import TrainerCallback
 
 from aent.runs import Run
 
-__all__ = ["RunLog", "StepBar"]
+__all__ = ["LastStep", "RunLog", "StepBar"]
 
 
 class RunLog(TrainerCallback):
@@ -23,6 +23,13 @@ class RunLog(TrainerCallback):
         if state.is_world_process_zero and logs and "train_runtime" not in logs:
             numbers = {key: value for key, value in logs.items() if isinstance(value, int | float)}
             self.run.log(step=state.global_step, **{k: v for k, v in numbers.items() if k != "step"})
+
+
+class LastStep(TrainerCallback):
+    """Logs the last step whatever ``logging_steps`` is, on all ranks: no run ends without a number."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        control.should_log |= state.global_step >= state.max_steps
 
 
 class StepBar(TrainerCallback):

@@ -218,11 +218,6 @@ def incomparable(args: GRPOConfig) -> list[str]:
     return found
 
 
-def comparable(args: GRPOConfig) -> bool:
-    """Whether the sampler's log-probs should equal the trainer's; the reasons against are ``incomparable(args)``."""
-    return not incomparable(args)
-
-
 def default_tolerance(dtype: torch.dtype) -> float:
     """Largest mean gap, in nats per token, that rounding explains between two right implementations.
 

@@ -29,11 +29,11 @@ import joblib
 import numpy as np
 
 from aent.runs import read_run
-from aent_llm.experiment import CONFIGS
+from aent_llm.config_files import find_config
 
 __all__ = ["Arm", "best_coefficients", "compare_arms", "main", "record", "sweep_arms"]
 
-CONFIG = CONFIGS / "cpu_aent.yaml"
+CONFIG = "cpu_aent"
 GRID = (0.003, 0.01, 0.03, 0.1, 0.3)
 SUPPORTS: dict[str, dict[str, Any]] = {
     "full": {"type": "full"},
@@ -120,10 +120,10 @@ def run_arm(arm: Any, seed: int, folder: Path, config: Path, extra: list[str]) -
     return done.returncode
 
 
-def add_arguments(parser: argparse.ArgumentParser, *, folder: Path, config: Path, out: Path) -> None:
+def add_arguments(parser: argparse.ArgumentParser, *, folder: Path, config: str, out: Path) -> None:
     """Flags of every experiment of many runs; ``run_all`` and ``record`` take them."""
     parser.add_argument("--folder", type=Path, default=folder, help="default: %(default)s")
-    parser.add_argument("--config", type=Path, default=config, help="default: %(default)s")
+    parser.add_argument("--config", default=config, help="file or name, as for train (default: %(default)s)")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time (default: 2)")
     parser.add_argument("--out", type=Path, default=out, help="file of the record (default: %(default)s)")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override for every run")
@@ -132,12 +132,13 @@ def add_arguments(parser: argparse.ArgumentParser, *, folder: Path, config: Path
 
 def run_all(runs: list[tuple[Any, int]], folder: Path, options: argparse.Namespace) -> int:
     """Every (arm, seed), ``options.jobs`` at a time; the exit code: 1 if one failed. ``--dry-run`` only lists them."""
+    config = find_config(options.config)  # a wrong name is found here, not by every run
     print(f"{len(runs)} runs into {folder}")
     if options.dry_run:
         print("\n".join(f"{arm.name}/seed-{seed}" for arm, seed in runs))
         return 0
     extra = [f"--set={one}" for one in options.set]
-    jobs = [joblib.delayed(run_arm)(arm, seed, folder, options.config, extra) for arm, seed in runs]
+    jobs = [joblib.delayed(run_arm)(arm, seed, folder, config, extra) for arm, seed in runs]
     failed = sum(code != 0 for code in joblib.Parallel(n_jobs=options.jobs, verbose=10)(jobs))
     print(f"{failed} failed; see the .log files" if failed else "all finished")
     return 1 if failed else 0
@@ -204,9 +205,16 @@ def _accuracies(folder: Path) -> list[float]:
     return [accuracy(one["after"]) for one in summaries]
 
 
-def accuracy(result: dict[str, Any]) -> float:
-    """Mean held-out accuracy of an evaluation, whatever its number of samples."""
-    return next(value["mean"] for key, value in result.items() if key.startswith("avg@"))
+def accuracy(result: dict[str, Any] | None) -> float:
+    """Give the mean held-out accuracy of an evaluation, whatever its number of samples.
+
+    Raises:
+        ValueError: the run was not evaluated.
+    """
+    for key, value in (result or {}).items():
+        if key.startswith("avg@"):
+            return value["mean"]
+    raise ValueError("a run was not evaluated, but runs are compared by accuracy: give its config an evaluation block")
 
 
 def _short(value: Any) -> Any:

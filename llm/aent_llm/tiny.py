@@ -37,10 +37,11 @@ import numpy as np
 
 from aent_llm.announcements import completion_text
 from aent_llm.answers import reference_text
+from .schema import Count, NaturalNumber, Positive, check_fields, setting
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedTokenizerFast, Qwen2ForCausalLM
+    from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 FORMAT = 2  # raised when a change of this file makes cached models stale
 PAD, EOS, UNK = range(3)
@@ -58,28 +59,28 @@ COMPLETE = ("spec.json", "config.json", "model.safetensors", "tokenizer.json", "
 class TinySpec:
     """What is built; every field is part of the name in the cache.
 
-    ``tail_mass``: probability of the irrelevant tokens together, per position; among them it falls as rank to the
-    power ``-tail_exponent``. ``skill_share`` and ``reasoning_share``: share of examples that write the totals
-    first, in the two stages. ``head_dim`` is 32 because the attention of vLLM on CPUs takes no less.
+    Raises:
+        ValueError: a value of another type or out of its range.
     """
 
-    vocabulary: int = 16_384
-    hidden: int = 64
-    intermediate: int = 256
-    layers: int = 2
-    head_dim: int = 32
-    warmup_steps: int = 400
-    skill_share: float = 0.95
-    habit_steps: int = 80
-    habit_learning_rate: float = 1.2e-3
-    reasoning_share: float = 0.1
-    tail_mass: float = 0.04
-    tail_exponent: float = 1.0
-    batch_size: int = 128
-    learning_rate: float = 5e-3
-    seed: int = 0
+    vocabulary: int = setting(16_384, "tokens, of which the task has 26")
+    hidden: Count = setting(64, "width, a multiple of `head_dim`")
+    intermediate: Count = setting(256, "width of the feed-forward layers")
+    layers: Count = setting(2, "number of layers")
+    head_dim: Count = setting(32, "width of an attention head; vLLM on a CPU takes no less than 32")
+    warmup_steps: NaturalNumber = setting(400, "steps of the first stage, `skill`")
+    skill_share: float = setting(0.95, "share of its examples that write the running totals first")
+    habit_steps: NaturalNumber = setting(80, "steps of the second stage, `habit`")
+    habit_learning_rate: Positive = setting(1.2e-3, "of the second stage")
+    reasoning_share: float = setting(0.1, "share of its examples that write the running totals first")
+    tail_mass: float = setting(0.04, "probability of the irrelevant tokens together, per position")
+    tail_exponent: float = setting(1.0, "among them it falls as rank to the power `-tail_exponent`")
+    batch_size: Count = setting(128, "problems a step")
+    learning_rate: Positive = setting(5e-3, "of the first stage")
+    seed: NaturalNumber = setting(0, "of weights and batches")
 
     def __post_init__(self) -> None:
+        check_fields(self, "tiny")
         if not TASK_TOKENS < self.vocabulary <= LARGEST_VOCABULARY:
             raise ValueError(
                 f"vocabulary must be in [{TASK_TOKENS + 1}, {LARGEST_VOCABULARY}], got {self.vocabulary}; "
@@ -218,12 +219,13 @@ def _corpus(spec: TinySpec) -> torch.Tensor:
     return ids
 
 
-def _model(spec: TinySpec, vocabulary: int) -> Qwen2ForCausalLM:
-    from transformers import Qwen2Config, Qwen2ForCausalLM
+def architecture(spec: TinySpec, vocabulary: int | None = None) -> Qwen2Config:
+    """The model's configuration, known before it is built; ``vocabulary``: of another head than the spec's."""
+    from transformers import Qwen2Config
 
     heads = spec.hidden // spec.head_dim
-    config = Qwen2Config(
-        vocab_size=vocabulary,
+    return Qwen2Config(
+        vocab_size=vocabulary or spec.vocabulary,
         hidden_size=spec.hidden,
         intermediate_size=spec.intermediate,
         num_hidden_layers=spec.layers,
@@ -237,7 +239,12 @@ def _model(spec: TinySpec, vocabulary: int) -> Qwen2ForCausalLM:
         eos_token_id=EOS,
         pad_token_id=PAD,
     )
-    return Qwen2ForCausalLM(config)
+
+
+def _model(spec: TinySpec, vocabulary: int) -> Qwen2ForCausalLM:
+    from transformers import Qwen2ForCausalLM
+
+    return Qwen2ForCausalLM(architecture(spec, vocabulary))
 
 
 def _answer_states(model: Qwen2ForCausalLM, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -334,6 +341,15 @@ def cache_root() -> Path:
     return Path(os.environ.get("AENT_CACHE") or Path.home() / ".cache" / "aent")
 
 
+def folder(spec: TinySpec, root: Path | None = None) -> Path:
+    """Where ``build`` keeps the model of this spec, whether it is there or not."""
+    return (root or cache_root()) / f"tiny-{hashlib.sha256(_content(spec).encode()).hexdigest()[:16]}"
+
+
+def _content(spec: TinySpec) -> str:
+    return json.dumps({"format": FORMAT, **asdict(spec)}, indent=1)
+
+
 def build(
     directory: str | os.PathLike[str] | None = None, *, spec: TinySpec | None = None, progress: bool = True
 ) -> Path:
@@ -350,8 +366,7 @@ def build(
     """
     spec = spec or TinySpec()
     root = Path(directory) if directory is not None else cache_root()
-    content = json.dumps({"format": FORMAT, **asdict(spec)}, indent=1)
-    target = root / f"tiny-{hashlib.sha256(content.encode()).hexdigest()[:16]}"
+    content, target = _content(spec), folder(spec, root)
     if _whole(target, content):
         return target
     root.mkdir(parents=True, exist_ok=True)

@@ -4,13 +4,13 @@
     python -m aent_llm train --config my.yaml --set train.learning_rate=1e-6 --output runs/mine
     python -m aent_llm train --output runs/mine --resume      # after a kill: the same settings, the same numbers
 
-Order of work: everything that can be wrong with config, data and rewards is found before a model is loaded; the run
-directory is made last, right before training. Under ``accelerate launch`` every rank runs this file; rank 0 writes.
+Order of work: everything that can be known is checked before a model is loaded (``prepare.py``; ``--dry-run`` checks
+the same), and the run directory is made last, right before training. Until it holds a step it is no run: a second try
+takes its place. Under ``accelerate launch`` every rank runs this file; rank 0 writes.
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import ctypes
 import itertools
@@ -21,17 +21,23 @@ import time
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from aent.runs import Run, read_run
-from aent_llm.experiment import CONFIGS, Experiment, load_experiment, parse_experiment
+from aent_llm.command_line import Parser
+from aent_llm.experiment import Experiment, load_experiment, overridden, parse_experiment, reference
+from aent_llm.prepare import Parts, from_cache_only, load_model, lora_config, prepare
+from aent_llm.schema import Places, parse_yaml
 
-DEFAULT = CONFIGS / "cpu_aent.yaml"
+DEFAULT = "cpu_aent"
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns its exit status."""
     options = _parser().parse_args(argv)
+    if options.settings:
+        print(reference())
+        return 0
+    if options.processes < 1:
+        raise ValueError(f"--processes {options.processes}: expected a number of GPUs, 1 or more")
     overrides = dict(_override(one) for one in options.set)
     if options.seed is not None:
         overrides["train.seed"] = options.seed
@@ -42,6 +48,8 @@ def main(argv: list[str] | None = None) -> int:
     else:
         experiment = load_experiment(options.config or DEFAULT, overrides)
     if options.dry_run:
+        if options.output:
+            _check_directory(Path(options.output), options.resume)
         return dry_run(experiment, options.processes)
     output = Path(options.output) if options.output else free_directory(Path("runs") / experiment.name)
     return train(experiment, output, resume=options.resume)
@@ -57,7 +65,9 @@ def saved_experiment(output: Path, overrides: dict[str, Any]) -> Experiment:
     if overrides:
         raise ValueError(f"--resume goes on with the settings in {output}: leave out --set and --seed")
     raw = read_run(output)[0]
-    return parse_experiment(raw, raw.pop("name"))
+    name = str(raw.pop("name", output.name))
+    raw, places = overridden(raw, overrides, Places(str(output / "config.json")))
+    return parse_experiment(raw, name, places)
 
 
 def free_directory(wanted: Path) -> Path:
@@ -68,13 +78,25 @@ def free_directory(wanted: Path) -> Path:
 
 
 def dry_run(experiment: Experiment, processes: int) -> int:
-    """Print what would run; loads no model and no data, needs no network and no GPU."""
+    """Check all that can be checked without weights, and print what would run; downloads nothing, needs no GPU."""
     from rich import print as show
+    from torch.cuda import is_available
 
-    experiment.training_arguments("runs/dry", use_cpu=True, bf16=False)
+    skipped: list[str] = []
+    changed = {}
+    if not is_available() and not experiment.train.get("use_cpu") and experiment.train.get("bf16") is not False:
+        changed = {"use_cpu": True, "bf16": False}  # else refused by transformers on this machine
+        skipped.append("bfloat16 on a GPU: this machine has none")
+    experiment.batch(processes)
+    whole = experiment.of_train("per_device_train_batch_size") * processes  # one process that does what all would
+    with from_cache_only():
+        args = experiment.training_arguments("runs/dry", per_device_train_batch_size=whole, **changed)
+        prepare(experiment, args, processes=processes, skipped=skipped)
     show(experiment.plan(processes))
     if experiment.paper:
         show({"paper": experiment.paper})
+    for reason in skipped:
+        print(f"not checked here: {reason}")
     return 0
 
 
@@ -82,22 +104,28 @@ def train(experiment: Experiment, output: Path, *, resume: bool = False) -> int:
     """The whole experiment, into ``output``.
 
     Raises:
-        FileExistsError: the directory holds something and ``resume`` is not given.
+        FileExistsError: the directory holds a run, or something else, and ``resume`` is not given.
         FileNotFoundError: ``resume`` without a run there.
-        ValueError: a problem in config, data or rewards, found before the model is loaded.
+        ValueError: whatever ``prepare`` finds, before the model is loaded and the directory is made.
     """
+    from aent_llm.progress import RunLog
+
     started = time.perf_counter()
     if experiment.train.get("use_cpu"):
         keep_freed_memory()
     _check_directory(output, resume)
-    parts = prepare(experiment)  # data and rewards: every user error is found here
+    processes = int(os.environ.get("WORLD_SIZE", 1))
+    experiment.batch(processes)
     args = experiment.training_arguments(output)
+    parts = prepare(experiment, args, processes=processes)
     model = load_model(experiment, parts.source)
     main_process = int(os.environ.get("RANK", 0)) == 0
     if main_process:
         _show_log()
-    run = _open_run(experiment, output, args.seed, resume) if main_process else None
-    trainer = make_trainer(experiment, model, args, parts, run)
+    trainer = make_trainer(experiment, model, args, parts)
+    if main_process:
+        trainer.add_callback(RunLog(_open_run(experiment, output, args.seed, resume)))
+    trainer.accelerator.wait_for_everyone()  # no rank looks for before.json earlier
     before = _evaluated(trainer, experiment, parts, output / "before.json")
     _go_on(trainer, _checkpoint(output, main_process) if resume else None)
     trainer.save_model(str(output / "final"))
@@ -133,85 +161,21 @@ def _show_log() -> None:
         logger.addHandler(_AboveTheBar())
 
 
-# ------------------------------------------------------------------------------------------------------------- parts
-
-
-class Parts:
-    """Tokenizer, problems and rewards of an experiment, checked."""
-
-    def __init__(self, source: str, tokenizer: Any, problems: Any, rewards: list[Any], held_out: Any):
-        self.source, self.tokenizer, self.problems = source, tokenizer, problems
-        self.rewards, self.held_out = rewards, held_out
-
-
-def prepare(experiment: Experiment) -> Parts:
-    """Load and check everything but the model."""
-    from aent_llm.data import check_problems, load_problems
-    from aent_llm.generate import load_tokenizer
-    from aent_llm.rewards import reward_function
-
-    rewards = [reward_function(name) for name in experiment.rewards]
-    problems = load_problems(experiment.data)
-    held_out = load_problems(experiment.evaluation.data) if experiment.evaluation else None
-    source = model_source(experiment)
-    try:
-        tokenizer = load_tokenizer(source)
-    except OSError as error:
-        raise ValueError(
-            f"model.source={source!r} is neither a folder with a tokenizer nor a hub id that can be reached "
-            f"(HF_HUB_OFFLINE={os.environ.get('HF_HUB_OFFLINE', 'not set')}): {str(error).splitlines()[0]}"
-        ) from None
-    limit = experiment.train.get("vllm_max_model_length")
-    room = None if limit is None else limit - experiment.train.get("max_completion_length", 256)
-
-    settings: dict[str, Any] = {
-        "tokenizer": tokenizer, "max_prompt_tokens": room, "reward_names": experiment.rewards,
-    }  # fmt: skip
-    problems = check_problems(problems, **settings, faulty=experiment.data.faulty)
-    if held_out is not None:
-        held_out = check_problems(held_out, **settings, faulty=experiment.evaluation.data.faulty)  # type: ignore[union-attr]
-    return Parts(source, tokenizer, problems, rewards, held_out)
-
-
-def model_source(experiment: Experiment) -> str:
-    """Hub id or folder; the embedded model is built first if need be."""
-    if experiment.model.source != "tiny":
-        return experiment.model.source
-    from aent_llm.tiny import TinySpec, build
-
-    return str(build(spec=TinySpec(**experiment.model.tiny)))
-
-
-def load_model(experiment: Experiment, source: str) -> Any:
-    """The policy, in the dtype of the experiment, on the CPU (accelerate moves it)."""
-    from transformers import AutoModelForCausalLM
-
-    options: dict[str, Any] = {"dtype": experiment.model.dtype, "trust_remote_code": experiment.model.trust_remote_code}
-    if experiment.model.attn_implementation:
-        options["attn_implementation"] = experiment.model.attn_implementation
-    return AutoModelForCausalLM.from_pretrained(source, **options)
-
-
-def make_trainer(experiment: Experiment, model: Any, args: Any, parts: Parts, run: Run | None) -> Any:
-    """The trainer, with the run directory as its log."""
+def make_trainer(experiment: Experiment, model: Any, args: Any, parts: Parts, run: Run | None = None) -> Any:
+    """The trainer, with the run directory as its log if there is one already."""
     from transformers import PrinterCallback, ProgressCallback
 
-    from aent_llm.progress import RunLog, StepBar
+    from aent_llm.progress import LastStep, RunLog, StepBar
     from aent_llm.trainer import AEntGRPOTrainer
 
-    lora = None
-    if experiment.model.lora is not None:
-        from peft import LoraConfig
-
-        lora = LoraConfig(task_type="CAUSAL_LM", **experiment.model.lora)
     trainer = AEntGRPOTrainer(
         model,
         parts.rewards,
         args,
         train_dataset=parts.problems,
         processing_class=parts.tokenizer,
-        peft_config=lora,
-        callbacks=[StepBar()] + ([RunLog(run)] if run else []),
+        peft_config=lora_config(experiment),
+        callbacks=[StepBar(), LastStep(), *([RunLog(run)] if run else [])],
     )
     trainer.remove_callback(ProgressCallback)
     trainer.remove_callback(PrinterCallback)
@@ -226,6 +190,9 @@ def finish(output: Path, before: dict | None, after: dict | None, *, seconds: fl
 
     summary = {"before": before, "after": after, "seconds": round(seconds, 1)}
     (output / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    if not read_run(output)[2]:
+        print(f"run directory: {output} (no step was logged)")
+        return
     runs = read_runs([output])
     draw(runs).savefig(output / "curves.png", dpi=150)
     Console().print(table(runs))
@@ -240,7 +207,7 @@ def _evaluated(trainer: Any, experiment: Experiment, parts: Parts, path: Path) -
     if experiment.evaluation is None or _is_sharded(trainer):
         return None  # a sharded policy is evaluated from its saved weights: python -m aent_llm eval --model .../final
     if path.is_file():
-        return json.loads(path.read_text(encoding="utf-8"))
+        return _read_result(path)
     result = None
     if trainer.accelerator.is_main_process:
         from aent_llm.evaluate import evaluate
@@ -259,16 +226,51 @@ def _evaluated(trainer: Any, experiment: Experiment, parts: Parts, path: Path) -
 def _check_directory(output: Path, resume: bool) -> None:
     if resume and not (output / "config.json").is_file():
         raise FileNotFoundError(f"--resume: {output} holds no run (no config.json); leave --resume out to start one")
-    if not resume and output.exists() and any(output.iterdir()):
+    for name in ("before.json", "after.json") if resume else ():
+        if (output / name).is_file():
+            _read_result(output / name)
+    if not resume and output.exists() and not _is_free(output):
         raise FileExistsError(
-            f"{output} already holds a run; nothing was overwritten. Go on with it by --resume, or choose another "
-            "--output"
+            f"{output} already holds a run, or something else; nothing was overwritten. Go on with it by --resume, or "
+            "choose another --output"
         )
+
+
+def _is_free(output: Path) -> bool:
+    """Whether nothing is there, or a start that came to no step: a second try takes its place."""
+    return output.is_dir() and (not any(output.iterdir()) or _is_stepless(output))
+
+
+def _is_stepless(output: Path) -> bool:
+    if not all((output / name).is_file() for name in ("config.json", "provenance.json", "metrics.jsonl")):
+        return False
+    logged = (output / "metrics.jsonl").read_bytes().count(b"\n")
+    return not (logged or (output / "final").exists() or any(output.glob("checkpoint-*")))
 
 
 def _open_run(experiment: Experiment, output: Path, seed: int, resume: bool) -> Run:
     config = {"name": experiment.name, **experiment.raw}
-    return Run.resume(output, config) if resume else Run.create(output, config, seed)
+    if resume:
+        return Run.resume(output, config)
+    if not _is_stepless(output):
+        return Run.create(output, config, seed)
+    (output / "before.json").unlink(missing_ok=True)  # measured with the settings of that start
+    return Run.restart(output, config, seed)
+
+
+def _read_result(path: Path) -> dict[str, Any]:
+    """What an evaluation has left.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            raise ValueError(f"a {type(found).__name__}")
+        return found
+    except ValueError as error:  # also damaged UTF-8
+        raise ValueError(f"{path} is damaged ({error}): delete it, and it is measured again") from None
 
 
 def _checkpoint(output: Path, main_process: bool) -> str | None:
@@ -310,20 +312,20 @@ def _override(text: str) -> tuple[str, Any]:
     key, equals, value = text.partition("=")
     if not equals:
         raise ValueError(f"--set {text}: expected key=value, e.g. --set train.max_steps=20")
-    parsed = yaml.safe_load(value)
-    try:
-        return key, float(parsed) if isinstance(parsed, str) else parsed  # 1e-6 is text to YAML
-    except ValueError:
-        return key, parsed
+    return key, parse_yaml(value, f"--set {text}")
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m aent_llm train", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--config", help=f"experiment file (default: {DEFAULT.name}, or what the run to resume holds)")
+def _parser() -> Parser:
+    parser = Parser(prog="python -m aent_llm train", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument(
+        "--config",
+        help=f"experiment file, or the name of one of the package (default: {DEFAULT}; with --resume the run's own)",
+    )
     parser.add_argument("--output", help="run directory (default: the first free of runs/NAME, runs/NAME-2 ...)")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override, e.g. train.seed=1")
     parser.add_argument("--seed", type=int, help="short for --set train.seed=...")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --output, with its settings")
-    parser.add_argument("--dry-run", action="store_true", help="validate and show the plan; load nothing")
+    parser.add_argument("--dry-run", action="store_true", help="check everything but the weights, show the plan")
     parser.add_argument("--processes", type=int, default=1, help="GPUs to plan for with --dry-run (default: 1)")
+    parser.add_argument("--settings", action="store_true", help="describe every setting of an experiment file and stop")
     return parser

@@ -78,7 +78,7 @@ class AEntGRPOTrainer(ShapedGRPOTrainer):
         self.control_state = self.controller.init()
         clamp = Full() if isinstance(self.support, Tsallis) else self.support  # another entropy, not a clamped one
         self.alarms = Alarms(self.controller, clamp)
-        self._check_kept_tokens()
+        check_kept_tokens(self.support, self.model.get_output_embeddings().weight.shape[0])
         self._check_shaping()
         add_entropy_head(
             self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model,
@@ -278,11 +278,16 @@ class AEntGRPOTrainer(ShapedGRPOTrainer):
         self._prompt_order = super()._get_train_sampler(dataset)
         return self._prompt_order
 
-    def _check_kept_tokens(self) -> None:
-        vocabulary = self.model.get_output_embeddings().weight.shape[0]
-        kept = self.support.kept(vocabulary) if hasattr(self.support, "kept") else 2  # type: ignore[attr-defined]
-        if kept < 2:
-            raise ValueError(f"{self.support} keeps {kept} of {vocabulary} tokens: its entropy is 0. Keep 2 or more")
+
+def check_kept_tokens(support: Any, vocabulary: int) -> None:
+    """Refuse a clamp under which every entropy is 0.
+
+    Raises:
+        ValueError: it keeps a single token of this vocabulary.
+    """
+    kept = support.kept(vocabulary) if hasattr(support, "kept") else 2
+    if kept < 2:
+        raise ValueError(f"{support} keeps {kept} of {vocabulary} tokens: its entropy is 0. Keep 2 or more")
 
 
 def _engine(model: Any, args: AEntGRPOConfig) -> Any:

@@ -25,8 +25,10 @@ from trl.trainer.grpo_config import GRPOConfig
 from aent.controllers import Band, Constant, Controller
 from aent.entropy import DropLowest, Full
 from aent_llm import benchmarks, calibrate, evaluate, train
+from aent_llm.__main__ import main as run_command
 from aent_llm.config import AEntGRPOConfig, controller, support
-from aent_llm.experiment import CONFIGS, Experiment, load_experiment
+from aent_llm.config_files import CONFIGS, find_config
+from aent_llm.experiment import Experiment, load_experiment
 
 # row: (prompts per step, mini-batch in prompts, rollouts, lr, response, epochs, GPUs, problems, phases between tests)
 SETTINGS = {
@@ -69,7 +71,8 @@ TESTS = ("MATH-Hard", "MATH-500", "AIME24", "Minerva", "OlympiadBench", "AMC23")
 
 NAMES = sorted(path.stem for path in CONFIGS.glob("*.yaml"))
 PAPER = sorted(ENTROPY)
-README = (Path(CONFIGS).parent / "README.md").read_text(encoding="utf-8")
+PRINT_FSDP2 = "python -m aent_llm configs fsdp2 > fsdp2.yaml"
+README = (CONFIGS.parents[1] / "README.md").read_text(encoding="utf-8")
 
 
 def row_of(name: str) -> str:
@@ -93,12 +96,12 @@ def launched(line: str, experiment: Experiment) -> tuple[int, Experiment]:
     assert asked.module
     assert (asked.training_script, asked.training_script_args[0]) == ("aent_llm", "train")
     if asked.config_file:
-        assert load_config_from_file(str(CONFIGS.parent.parent / asked.config_file)).distributed_type == "FSDP"
+        assert asked.config_file == "fsdp2.yaml"  # written by the block's first line
     else:
         assert asked.multi_gpu
         assert asked.mixed_precision == "bf16"
     options = train._parser().parse_args(asked.training_script_args[1:])
-    assert Path(options.config) == Path("llm/aent_llm/configs") / f"{experiment.name}.yaml"
+    assert options.config == experiment.name
     changes = {key: yaml.safe_load(value) for key, _, value in (one.partition("=") for one in options.set)}
     return asked.num_processes, load_experiment(CONFIGS / f"{experiment.name}.yaml", changes)
 
@@ -118,7 +121,7 @@ def test_the_rows_of_the_paper_are_all_here():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_file_dry_runs(name: str, capsys: pytest.CaptureFixture[str]):
-    assert train.main(["--config", str(CONFIGS / f"{name}.yaml"), "--dry-run"]) == 0
+    assert train.main(["--config", name, "--dry-run"]) == 0
     assert "completions per optimiser step" in capsys.readouterr().out
 
 
@@ -135,6 +138,55 @@ def test_a_misspelt_key_is_refused(tmp_path: Path):
         (tmp_path / "bad.yaml").write_text(text.replace(right, wrong), encoding="utf-8")
         with pytest.raises(ValueError, match=wrong.strip(" :")):
             load_experiment(tmp_path / "bad.yaml")
+
+
+# ------------------------------------------------------------------------------------------------------ found by name
+
+
+@pytest.mark.parametrize("name", ["gsm8k_aent", "gsm8k_aent.yaml", CONFIGS / "gsm8k_aent.yaml"])
+def test_a_config_is_found_by_name_from_anywhere(name: str | Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    assert find_config(name) == CONFIGS / "gsm8k_aent.yaml"
+    assert load_experiment(name).name == "gsm8k_aent"
+
+
+@pytest.mark.parametrize("name", ["gsm8k_aent", "gsm8k_aent.yaml"])
+def test_a_file_of_yours_comes_first(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "gsm8k_aent").mkdir()  # a folder of this name is no config
+    Path("gsm8k_aent.yaml").write_text(find_config("cpu_aent").read_text(encoding="utf-8"), encoding="utf-8")
+    assert load_experiment(name).model.source == "tiny"
+
+
+@pytest.mark.parametrize("name", ["gsm8k_aen", "elsewhere/gsm8k_aent.yaml", "llm/configs/gsm8k_aent.yaml"])
+def test_no_other_config_is_taken_for_a_missing_file(name: str, capsys: pytest.CaptureFixture[str]):
+    assert run_command(["train", "--config", name, "--dry-run"]) != 0
+    message = capsys.readouterr().err
+    assert f"{name}: no such file" in message
+    assert "gsm8k_aent" in message.removeprefix(f"aent_llm train: {name}")
+    assert "python -m aent_llm configs" in message
+
+
+def test_a_config_of_accelerate_is_no_experiment():
+    with pytest.raises(FileNotFoundError, match="no config of the package"):
+        find_config("fsdp2")
+
+
+def test_the_command_lists_every_config_with_what_it_is(capsys: pytest.CaptureFixture[str]):
+    assert run_command(["configs"]) == 0
+    listed = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert set(listed) == {*NAMES, "fsdp2"}
+    assert all(10 < len(about) < 160 and "\n" not in about for about in listed.values())
+    assert "Qwen2.5-Math-1.5B on MATH" in listed["qwen_math_aent"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_command_prints_a_copy_to_start_from(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert run_command(["configs", name]) == 0
+    copy = tmp_path / "mine.yaml"
+    copy.write_text(capsys.readouterr().out, encoding="utf-8")
+    assert copy.read_bytes() == (CONFIGS / f"{name}.yaml").read_bytes()
+    assert load_experiment(copy).raw == load_experiment(name).raw
 
 
 # ----------------------------------------------------------------------------------------------------- paper: settings
@@ -266,6 +318,8 @@ def test_paper_block_is_complete_and_true(name: str):
 def test_launch_lines(name: str):
     file, row = load_experiment(CONFIGS / f"{name}.yaml"), SETTINGS[row_of(name)]
     lines = dict(file.paper["launch"])
+    written = lines.pop("config_file", None)
+    assert written == (PRINT_FSDP2 if "--config_file" in lines["one_node"] else None)
     server = shlex.split(lines.pop("server"))
     assert server[:2] == ["trl", "vllm-serve"]
     asked, left = server_parser().parse_args_and_config(server[2:], return_remaining_strings=True)
@@ -300,8 +354,11 @@ def test_evaluation_command(name: str):
         assert block["sampling"] == {"temperature": 0.6, "top_p": 0.95, "top_k": top_k, "samples": 4}
 
 
-def test_accelerate_config_is_fsdp2():
-    config = load_config_from_file(str(CONFIGS / "accelerate" / "fsdp2.yaml"))
+def test_accelerate_config_is_fsdp2(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    command, file = PRINT_FSDP2.removeprefix("python -m aent_llm ").split(" > ")
+    assert run_command(command.split()) == 0
+    (tmp_path / file).write_text(capsys.readouterr().out, encoding="utf-8")
+    config = load_config_from_file(str(tmp_path / file))
     assert config.distributed_type == "FSDP"
     assert getattr(config, "fsdp_config")["fsdp_version"] == 2  # noqa: B009
 

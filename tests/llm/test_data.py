@@ -184,7 +184,7 @@ def test_columns_and_rules_that_do_not_fit(tmp_path: Path, fields: dict[str, Any
         ({"template": "{prompt"}, "is not a format string"),
         ({"answer": "prompt"}, "same column"),
         ({"system": "be brief"}, "no effect without data.chat"),
-        ({"limit": 0}, "data.limit must be at least 1, got 0"),
+        ({"limit": 0}, "data.limit: expected a whole number of at least 1, or null, got 0"),
         ({"count": 5}, "belong to the source 'tiny'"),
         ({"seed": 5}, "belong to the source 'tiny'"),
         ({"subset": "main"}, "data.subset has no effect"),
@@ -192,7 +192,7 @@ def test_columns_and_rules_that_do_not_fit(tmp_path: Path, fields: dict[str, Any
         ({"answer_extract": "boxd"}, r"has 0 groups, expected one: did you mean 'boxed'\?"),
         ({"answer_extract": "(a)(b)"}, "has 2 groups"),
         ({"answer_extract": "("}, "not a regular expression"),
-        ({"faulty": "ignore"}, "'error' or 'drop'"),
+        ({"faulty": "ignore"}, "data.faulty: expected error or drop, got 'ignore'"),
         ({"source": ""}, "data.source is empty"),
     ],
 )

@@ -122,7 +122,7 @@ def test_a_mistake_is_named(changes, message) -> None:
 
 
 def test_a_missing_file_names_near_ones(tmp_path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"qwen_math_aent\.yaml"):
+    with pytest.raises(FileNotFoundError, match=r"Near: qwen_math_aent"):
         load_experiment(tmp_path / "qwen_math_aen.yaml")
     (tmp_path / "list.yaml").write_text("- 1")
     with pytest.raises(ValueError, match="expected a mapping"):
@@ -131,7 +131,7 @@ def test_a_missing_file_names_near_ones(tmp_path) -> None:
 
 def test_the_command_line_says_what_is_wrong_without_a_traceback(tmp_path, capsys, monkeypatch) -> None:
     monkeypatch.delenv("AENT_DEBUG", raising=False)
-    assert main(["train", "--config", str(written(tmp_path, train={"learnin_rate": 1}))]) == 1
+    assert main(["train", "--config", str(written(tmp_path, train={"learnin_rate": 1}))]) == 2
     assert "did you mean 'learning_rate'" in capsys.readouterr().err
     assert main(["trian"]) == 2
     assert main(["--help"]) == 0
@@ -150,7 +150,7 @@ def test_a_dry_run_loads_nothing_and_shows_the_plan(tmp_path, capsys) -> None:
 def test_an_existing_directory_is_refused_before_any_work(tmp_path, capsys) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "something").write_text("mine")
-    assert main(["train", "--config", str(written(tmp_path)), "--output", str(tmp_path / "out")]) == 1
+    assert main(["train", "--config", str(written(tmp_path)), "--output", str(tmp_path / "out")]) == 2
     assert "nothing was overwritten" in capsys.readouterr().err
-    assert main(["train", "--config", str(written(tmp_path)), "--output", str(tmp_path / "no"), "--resume"]) == 1
+    assert main(["train", "--config", str(written(tmp_path)), "--output", str(tmp_path / "no"), "--resume"]) == 2
     assert "holds no run" in capsys.readouterr().err

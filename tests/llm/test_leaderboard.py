@@ -23,7 +23,7 @@ def test_every_method_of_the_field_takes_part_at_two_values():
 
 @pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: setting.name)
 def test_every_setting_is_a_valid_experiment(setting, tmp_path):
-    words = ["--config", str(leaderboard.CONFIG), *setting.overrides()]
+    words = ["--config", leaderboard.CONFIG, *setting.overrides()]
     _parser().parse_args(words)
     experiment = load_experiment(leaderboard.CONFIG, setting.block)
     args = experiment.training_arguments(tmp_path)
@@ -69,6 +69,19 @@ def test_the_record_is_short_and_keeps_what_is_drawn(tmp_path):
         leaderboard.main(["record", "--folder", str(tmp_path / "study"), "--out", str(out)])
     assert study.record(tmp_path / "study", tmp_path / "whole.jsonl") == 1
     assert "per_problem" in json.loads((tmp_path / "whole.jsonl").read_text().splitlines()[1])["after"]
+
+
+def test_a_missing_config_is_refused_before_any_run(tmp_path):
+    with pytest.raises(FileNotFoundError, match="Near: cpu_methods"):
+        leaderboard.main(["run", "--config", "cpu_method", "--folder", str(tmp_path / "runs")])
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_run_without_an_evaluation_cannot_be_compared():
+    assert study.accuracy({"samples": 8, "avg@8": {"mean": 0.25}}) == 0.25
+    for result in (None, {"samples": 8}):
+        with pytest.raises(ValueError, match="evaluation block"):
+            study.accuracy(result)
 
 
 def test_an_unknown_method_is_refused():

@@ -70,7 +70,7 @@ def test_a_run_leaves_a_directory_that_explains_itself(parts, tmp_path, capsys) 
     assert (run / "curves.png").read_bytes().startswith(b"\x89PNG")
     assert (run / "final" / "model.safetensors").is_file()
     assert "run directory" in capsys.readouterr().out
-    assert main(["train", "--config", str(path), "--output", str(run)]) == 1
+    assert main(["train", "--config", str(path), "--output", str(run)]) == 2
     assert "nothing was overwritten" in capsys.readouterr().err
     weights = (run / "final" / "model.safetensors").read_bytes()
     (run / "after.json").unlink()  # as if killed right after the last step
@@ -78,7 +78,7 @@ def test_a_run_leaves_a_directory_that_explains_itself(parts, tmp_path, capsys) 
     assert read_run(run)[2] == lines  # not a step more
     assert (run / "final" / "model.safetensors").read_bytes() == weights
     assert json.loads((run / "summary.json").read_text())["after"] == summary["after"]
-    assert main(["train", "--output", str(run), "--resume", "--set", "train.seed=5"]) == 1
+    assert main(["train", "--output", str(run), "--resume", "--set", "train.seed=5"]) == 2
     assert "leave out --set" in capsys.readouterr().err
 
 
@@ -86,11 +86,11 @@ def test_mistakes_in_the_data_are_found_before_the_model_is_loaded(parts, tmp_pa
     bad = tmp_path / "bad.jsonl"
     bad.write_text('{"prompt": "w1", "answer": "w2"}\n{"prompt": "", "answer": "w2"}\n')
     start = ["train", "--config", str(config(parts, tmp_path)), "--output", str(tmp_path / "run")]
-    assert main([*start, "--set", "model.source=/no/model", "--set", f"data.source={bad}"]) == 1
+    assert main([*start, "--set", "model.source=/no/model", "--set", f"data.source={bad}"]) == 2
     said = capsys.readouterr().err
     assert "row 1" in said
     assert "prompt" in said
-    assert main([*start, "--set", "model.source=/no/model"]) == 1
+    assert main([*start, "--set", "model.source=/no/model"]) == 2
     assert "model.source='/no/model' is neither a folder with a tokenizer" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 

@@ -39,6 +39,14 @@ def leaderboard(finals, others=0.5):
 # ---------------------------------------------------------------------------------------------------------------- F14
 
 
+def test_every_row_has_a_family_and_a_method_without_one_is_named():
+    assert {f14_leaderboard.family_colour(name) for name in f14_leaderboard.ROWS} == {
+        colour for colour, _ in f14_leaderboard.FAMILIES.values()
+    }
+    with pytest.raises(ValueError, match=r"new-method: add it to .*FAMILIES \(nothing, pays"):
+        f14_leaderboard.family_colour("new-method")
+
+
 def test_every_method_of_the_field_is_a_row_with_a_colour():
     assert set(published.METHODS) <= set(f14_leaderboard.ROWS)
     coloured = [name for _, names in f14_leaderboard.FAMILIES.values() for name in names]

