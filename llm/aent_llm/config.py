@@ -33,8 +33,8 @@ from aent.entropy import DropLowest, Full, Nucleus, Support, TopK, Tsallis, supp
 from aent.methods import METHODS, Method, method_name, plain_name
 from aent.shaping import Shaping, shaping_from_dict, tempered_members
 from aent_llm.entropy_head import Engine
-from aent_llm.rewards import CORRECT_REWARD
 from aent_llm.ranges import ranges_of
+from aent_llm.rewards import CORRECT_REWARD
 from aent_llm.schema import check_fields
 
 __all__ = ["AEntGRPOConfig", "Parts", "controller", "parts", "shaping", "support"]

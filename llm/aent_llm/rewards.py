@@ -102,7 +102,7 @@ def parses(reference: str) -> bool:
     return mathematics.readable(read_final(reference), seconds=TIMEOUT_SECONDS)
 
 
-def scores(
+def score_completions(
     reward: Callable[..., Any],
     rows: Sequence[Mapping[str, Any]],
     texts: Sequence[str],

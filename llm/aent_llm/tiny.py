@@ -37,6 +37,7 @@ import numpy as np
 
 from aent_llm.announcements import completion_text
 from aent_llm.answers import reference_text
+
 from .schema import Count, NaturalNumber, Positive, check_fields, setting
 
 if TYPE_CHECKING:

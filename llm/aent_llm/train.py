@@ -214,8 +214,11 @@ def _evaluated(trainer: Any, experiment: Experiment, parts: Parts, path: Path) -
         from aent_llm.generate import transformers_sampler
 
         policy = trainer.accelerator.unwrap_model(trainer.model)
-        sampler = transformers_sampler(policy, parts.tokenizer)
-        result = evaluate(sampler, parts.held_out, parts.rewards[0], experiment.evaluation.config, progress=True)
+        sampler = transformers_sampler(policy, parts.tokenizer, chat_template_kwargs=trainer.args.chat_template_kwargs)
+        result = evaluate(
+            sampler, parts.held_out, parts.rewards[0], experiment.evaluation.config,
+            correct_reward=trainer.args.correct_reward,
+        )  # fmt: skip
         draft = path.with_suffix(".draft")
         draft.write_text(json.dumps(result) + "\n", encoding="utf-8")
         draft.replace(path)
