@@ -35,6 +35,7 @@ from aent.shaping import Shaping, shaping_from_dict, tempered_members
 from aent_llm.agreement import check_generation_kwargs
 from aent_llm.entropy_head import Engine
 from aent_llm.ranges import ranges_of
+from aent_llm.rewards import CORRECT_REWARD
 from aent_llm.schema import check_fields
 
 __all__ = ["AEntGRPOConfig", "Parts", "controller", "parts", "shaping", "support"]
@@ -185,7 +186,7 @@ class AEntGRPOConfig(GRPOConfig):
         metadata={"help": "Largest mean |log-prob of vLLM - log-prob of the trainer|; None: chosen for the dtype."},
     )
     correct_reward: float = field(
-        default=0.5,
+        default=CORRECT_REWARD,
         metadata={"help": "A completion counts as correct when its first reward is at least this."},
     )
 

@@ -66,10 +66,14 @@ def prepare(experiment: Experiment, args: Any = None, *, processes: int = 1, ski
     if tokenizer is not None:
         context = _context(experiment, config)
         room = _room(context, experiment.of_train("max_completion_length"), "train.max_completion_length")
-        problems = _checked(experiment, "data", problems, tokenizer, room)
+        if args.chat_template_kwargs and not experiment.data.chat:
+            raise ValueError(
+                "train.chat_template_kwargs has no effect on plain text; set data.chat: true, or leave it out"
+            )
+        problems = _checked(experiment, "data", problems, tokenizer, room, args)
         if experiment.evaluation:
             room = _room(_length(config), experiment.evaluation.config.max_tokens, "evaluation.max_tokens")
-            held_out = _checked(experiment, "evaluation.data", held_out, tokenizer, room)
+            held_out = _checked(experiment, "evaluation.data", held_out, tokenizer, room, args)
         _check_model(experiment, args, config, skipped)
     if problems is not None and len(problems) < batch.prompts:
         raise ValueError(
@@ -114,7 +118,7 @@ def _problems(config: Any, skipped: list[str] | None) -> Any:
         return None
 
 
-def _checked(experiment: Experiment, name: str, problems: Any, tokenizer: Any, room: int | None) -> Any:
+def _checked(experiment: Experiment, name: str, problems: Any, tokenizer: Any, room: int | None, args: Any) -> Any:
     from aent_llm.data import check_problems
 
     if problems is None:
@@ -123,8 +127,9 @@ def _checked(experiment: Experiment, name: str, problems: Any, tokenizer: Any, r
     config = experiment.data if name == "data" or evaluation is None else evaluation.data
     try:
         return check_problems(
-            problems, tokenizer=tokenizer, max_prompt_tokens=room, reward_names=experiment.rewards, faulty=config.faulty
-        )
+            problems, tokenizer=tokenizer, max_prompt_tokens=room, reward_names=experiment.rewards,
+            faulty=config.faulty, chat_template_kwargs=args.chat_template_kwargs,
+        )  # fmt: skip
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
 
