@@ -171,6 +171,8 @@ def read_run(directory: str | Path) -> tuple[dict[str, Any], dict[str, Any], lis
     config, origin = (_parsed(texts[name], directory / name) for name in ("config.json", "provenance.json"))
     complete = texts["metrics.jsonl"].split(b"\n")[:-1]  # what follows the last newline is torn, or empty
     metrics = [_parsed(line, f"{directory / 'metrics.jsonl'}, line {i}") for i, line in enumerate(complete, 1)]
+    if not isinstance(origin.get("resumed", []), list) or not isinstance(origin.get("seed"), int | None):
+        raise ValueError(f"{directory / 'provenance.json'} is damaged: expected a list 'resumed', an integer 'seed'")
     return config, origin, metrics
 
 
@@ -351,7 +353,7 @@ def _missing(directory: Path, name: str) -> str:
 def _parsed(text: bytes, where: object) -> dict[str, Any]:
     try:
         content = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{where} is damaged, not JSON: {error}. Put it back from a copy, or mend it") from None
     if not isinstance(content, dict):
         raise ValueError(f"{where}: expected a JSON object, got {type(content).__name__}")

@@ -76,14 +76,17 @@ class Learner:
         ):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"Learner({name}={getattr(self, name)!r}): expected one of {', '.join(allowed)}")
-        if min(self.steps, self.record_every, self.features, self.updates) < 1:
-            raise ValueError("Learner: steps, record_every, features and updates must be at least 1")
+        for name in ("steps", "record_every", "features", "updates", "group_size"):
+            number = getattr(self, name)
+            if isinstance(number, bool) or not isinstance(number, int | np.integer) or number < 1:
+                raise ValueError(f"Learner({name}={number!r}): expected a whole number, at least 1")
         if self.updates > 1 and self.gradient == "exact":
             raise ValueError("Learner: updates > 1 reuse a sample, which gradient='exact' has not; use 'sampled'")
         if self.gradient == "sampled" and self.group_size < 2:
             raise ValueError("Learner: a group-relative baseline needs group_size >= 2")
-        if not np.all(np.asarray(self.learning_rate) > 0):
-            raise ValueError(f"Learner: learning_rate must be positive, got {self.learning_rate!r}")
+        rates = np.asarray(self.learning_rate)
+        if rates.dtype.kind not in "iuf" or not np.all((rates > 0) & np.isfinite(rates)):
+            raise ValueError(f"Learner: learning_rate must be positive and finite, got {self.learning_rate!r}")
 
 
 def train(

@@ -32,7 +32,11 @@ from aent.controllers import Constant, Controller, controller_from_dict
 from aent.entropy import DropLowest, Full, Nucleus, Support, TopK, Tsallis, support_to_dict
 from aent.methods import METHODS, Method, method_name, plain_name
 from aent.shaping import Shaping, shaping_from_dict, tempered_members
+from aent_llm.agreement import check_generation_kwargs
 from aent_llm.entropy_head import Engine
+from aent_llm.ranges import ranges_of
+from aent_llm.rewards import CORRECT_REWARD
+from aent_llm.schema import check_fields
 
 __all__ = ["AEntGRPOConfig", "Parts", "controller", "parts", "shaping", "support"]
 
@@ -182,11 +186,12 @@ class AEntGRPOConfig(GRPOConfig):
         metadata={"help": "Largest mean |log-prob of vLLM - log-prob of the trainer|; None: chosen for the dtype."},
     )
     correct_reward: float = field(
-        default=0.5,
+        default=CORRECT_REWARD,
         metadata={"help": "A completion counts as correct when its first reward is at least this."},
     )
 
     def __post_init__(self) -> None:
+        check_fields(self, settings=ranges_of(type(self)))
         for name in PARTS:
             value = getattr(self, name)
             if isinstance(value, str) and value.lstrip().startswith("{"):  # from a command line
@@ -194,6 +199,7 @@ class AEntGRPOConfig(GRPOConfig):
         self._resolve_parts()
         super().__post_init__()
         self._check_entropy_block()
+        check_generation_kwargs(self)
         self._check_shaping(shaping(self.entropy_shaping))
 
     def _resolve_parts(self) -> None:

@@ -19,7 +19,7 @@ import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_type_hints
 
 from pydantic import Field
 
@@ -30,7 +30,9 @@ from aent_llm.ranges import RANGES
 from aent_llm.schema import (
     Block,
     Count,
+    NaturalNumber,
     Places,
+    Positive,
     Setting,
     Text,
     block,
@@ -51,12 +53,20 @@ NOT_SET_HERE = {  # a field of AEntGRPOConfig -> where it is set instead
     "parallelism_config": "by accelerate's own config file",
     "reward_funcs": "in the block rewards",
 }
-OF_THE_COMMAND: dict[str, Any] = {  # beyond RANGES: what the train command can carry out
-    "max_completion_length": Count,
-    "eval_strategy": Literal["no"],  # held-out problems are those of the evaluation block
-    "save_strategy": Literal["no", "steps", "epoch"],
-    "remove_unused_columns": Literal[False],  # the rewards read the answer's column
-}
+
+
+class OfTheCommand:
+    """Beyond ``RANGES``: what the train command can carry out, and what ``AEntGRPOConfig`` checks in its own words."""
+
+    max_completion_length: Count
+    entropy_warmup_steps: NaturalNumber
+    sampler_tolerance: Positive | None
+    eval_strategy: Literal["no"]  # held-out problems are those of the evaluation block
+    save_strategy: Literal["no", "steps", "epoch"]
+    remove_unused_columns: Literal[False]  # the rewards read the answer's column
+
+
+BOUNDS: dict[str, Any] = RANGES | get_type_hints(OfTheCommand, include_extras=True)
 
 
 @dataclass(frozen=True)
@@ -243,7 +253,7 @@ def overridden(raw: dict[str, Any], overrides: Mapping[str, Any], places: Places
             at[parent] = dict(inner or {})  # a copy: the caller's tree stays
             at = at[parent]
         at[last] = value
-        places = places.replaced((*parents, last), f"--set {dotted}")
+        places = places.overridden((*parents, last))
     return raw, places
 
 
@@ -299,7 +309,8 @@ def _made(cls: Any, values: dict[str, Any], places: Places, path: tuple[str, ...
     try:
         return cls(**values)
     except ValueError as error:  # what only several fields together can say
-        raise ValueError(f"{places.of(path)}{error}") from None
+        named = (name for name in values if f"{path[-1]}.{name}" in str(error))
+        raise ValueError(f"{places.of((*path, next(named, '')))}{error}") from None
 
 
 def _rewards(given: Any, places: Places) -> tuple[tuple[str, ...], list[float] | None]:
@@ -324,7 +335,7 @@ def _train(given: Any, rewards: tuple[str, ...], weights: list[float] | None, pl
         train["reward_weights"] = weights
     if train.get("reward_weights") is not None and len(train["reward_weights"]) != len(rewards):
         raise ValueError(
-            f"{here}train.reward_weights: expected {len(rewards)} numbers, one for each of {', '.join(rewards)}, got "
+            f"{here}train.reward_weights: expected one number for each of {', '.join(rewards)}, got "
             f"{short(train['reward_weights'])}"
         )
     for name in ("logging_steps", "save_steps"):
@@ -351,7 +362,7 @@ def _entropy(given: Any, places: Places) -> dict[str, Any]:
     try:
         parts(values.get("method"), *(rules.get(name) for name in PARTS))  # refuses here what it would refuse later
     except ValueError as error:
-        raise ValueError(f"{places.of(('entropy',))}{error}") from None
+        raise ValueError(f"{places.of(('entropy', 'method'))}entropy: {error}") from None
     return values | rules
 
 
@@ -377,7 +388,7 @@ def _rule(name: str, given: Any, places: Places) -> Any:
     try:
         getattr(config, name)(given)
     except ValueError as error:
-        raise ValueError(f"{places.of(path)}{error}") from None
+        raise ValueError(f"{places.of(path)}entropy.{name}: {error}") from None
     return given
 
 
@@ -406,7 +417,7 @@ def train_block() -> Block:
     """The settings of ``AEntGRPOConfig`` that an experiment file can set in ``train``."""
     from aent_llm.config import AEntGRPOConfig
 
-    return narrowed(AEntGRPOConfig, {**RANGES, **OF_THE_COMMAND, **dict.fromkeys((*NOT_SET_HERE, *_ours()))})
+    return narrowed(AEntGRPOConfig, BOUNDS | dict.fromkeys((*NOT_SET_HERE, *_ours())))
 
 
 @functools.cache
@@ -424,7 +435,7 @@ def entropy_block() -> Block:
     """The entropy fields of ``AEntGRPOConfig``, without their prefix."""
     from aent_llm.config import AEntGRPOConfig
 
-    whole = narrowed(AEntGRPOConfig, RANGES).settings
+    whole = narrowed(AEntGRPOConfig, BOUNDS).settings
     return Block({name.removeprefix("entropy_"): whole[name] for name in _ours()})
 
 

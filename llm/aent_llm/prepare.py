@@ -55,7 +55,10 @@ def prepare(experiment: Experiment, args: Any = None, *, processes: int = 1, ski
 
     batch = experiment.batch(processes)
     args = args or experiment.training_arguments("unused")
-    rewards = [reward_function(name) for name in experiment.rewards]
+    try:
+        rewards = [reward_function(name) for name in experiment.rewards]
+    except ValueError as error:
+        raise ValueError(f"rewards: {error}") from error
     _check_packages(experiment, args, skipped)
     problems = _problems(experiment.data, skipped)
     held_out = _problems(experiment.evaluation.data, skipped) if experiment.evaluation else None
@@ -63,10 +66,14 @@ def prepare(experiment: Experiment, args: Any = None, *, processes: int = 1, ski
     if tokenizer is not None:
         context = _context(experiment, config)
         room = _room(context, experiment.of_train("max_completion_length"), "train.max_completion_length")
-        problems = _checked(experiment, "data", problems, tokenizer, room)
+        if args.chat_template_kwargs and not experiment.data.chat:
+            raise ValueError(
+                "train.chat_template_kwargs has no effect on plain text; set data.chat: true, or leave it out"
+            )
+        problems = _checked(experiment, "data", problems, tokenizer, room, args)
         if experiment.evaluation:
             room = _room(_length(config), experiment.evaluation.config.max_tokens, "evaluation.max_tokens")
-            held_out = _checked(experiment, "evaluation.data", held_out, tokenizer, room)
+            held_out = _checked(experiment, "evaluation.data", held_out, tokenizer, room, args)
         _check_model(experiment, args, config, skipped)
     if problems is not None and len(problems) < batch.prompts:
         raise ValueError(
@@ -111,7 +118,7 @@ def _problems(config: Any, skipped: list[str] | None) -> Any:
         return None
 
 
-def _checked(experiment: Experiment, name: str, problems: Any, tokenizer: Any, room: int | None) -> Any:
+def _checked(experiment: Experiment, name: str, problems: Any, tokenizer: Any, room: int | None, args: Any) -> Any:
     from aent_llm.data import check_problems
 
     if problems is None:
@@ -120,8 +127,9 @@ def _checked(experiment: Experiment, name: str, problems: Any, tokenizer: Any, r
     config = experiment.data if name == "data" or evaluation is None else evaluation.data
     try:
         return check_problems(
-            problems, tokenizer=tokenizer, max_prompt_tokens=room, reward_names=experiment.rewards, faulty=config.faulty
-        )
+            problems, tokenizer=tokenizer, max_prompt_tokens=room, reward_names=experiment.rewards,
+            faulty=config.faulty, chat_template_kwargs=args.chat_template_kwargs,
+        )  # fmt: skip
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
 
@@ -149,8 +157,8 @@ def _read_model(experiment: Experiment, skipped: list[str] | None) -> tuple[Any,
             skipped.append(f"the model {source}: not in the cache")
             return None, None
         raise ValueError(
-            f"model.source={source!r} is neither a folder with a tokenizer and a config.json nor a hub id that can be "
-            f"reached (HF_HUB_OFFLINE={os.environ.get('HF_HUB_OFFLINE', 'not set')}): {_first_line(error)}"
+            f"model.source={source!r} is neither a folder with a tokenizer nor a hub id that can be reached "
+            f"(HF_HUB_OFFLINE={os.environ.get('HF_HUB_OFFLINE', 'not set')}): {_first_line(error)}"
         ) from error
     _check_weights(source)
     return tokenizer, config
@@ -237,7 +245,12 @@ def _check_model(experiment: Experiment, args: Any, config: Any, skipped: list[s
     if model.get_output_embeddings() is None:
         raise ValueError(f"model.source={source!r}: {type(model).__name__} has no head over the vocabulary")
     support, vocabulary = configs.support(args.entropy_support), model.get_output_embeddings().weight.shape[0]
-    check_kept_tokens(support, vocabulary)
+    try:
+        check_kept_tokens(support, vocabulary)
+    except ValueError as error:
+        raise ValueError(f"entropy.support: {error}") from None
+    if args.router_aux_loss_coef and not hasattr(config.get_text_config(), "output_router_logits"):
+        raise ValueError("train.router_aux_loss_coef: the model is no mixture of experts; leave it out")
     if configs.shaping(args.entropy_shaping).scales_logits:
         check_scalable(model)
     with torch.device("meta"):
@@ -253,12 +266,11 @@ def _check_engine(args: Any, model: Any, support: Any, vocabulary: int) -> None:
     import torch
 
     from aent_llm import head_triton
-    from aent_llm.head_parts import Settings
-    from aent_llm.model_head import logit_scale
+    from aent_llm.head_parts import Settings, logit_transform
 
     if args.entropy_engine != "triton" or (args.device.type == "cpu" and not _interprets_triton()):
         return
-    scale, dtype = logit_scale(model.config.get_text_config()), torch.bfloat16 if args.bf16 else torch.float32
+    (scale, _), dtype = logit_transform(model.config), torch.bfloat16 if args.bf16 else torch.float32
     settings = Settings(support, temperature=args.temperature, logit_scale=scale, compute_dtype=dtype)
     if obstacle := head_triton.why_not(args.device, settings, vocabulary):
         raise ValueError(f"entropy.engine: triton: {obstacle}; auto would take torch")
@@ -333,9 +345,11 @@ def _check_optimiser(args: Any, model: Any) -> None:
 
 
 def _check_packages(experiment: Experiment, args: Any, skipped: list[str] | None) -> None:
-    """What must be installed or plugged in: vLLM, trackers, a GPU."""
-    from transformers.integrations import get_available_reporting_integrations
+    """What must be there: a reference model, trackers, vLLM, a GPU."""
+    from transformers.integrations.integration_utils import get_available_reporting_integrations
 
+    if args.sync_ref_model and args.beta == 0.0:
+        raise ValueError("train.sync_ref_model: true has no effect with train.beta=0: there is no reference model then")
     missing = set(args.report_to) - set(get_available_reporting_integrations())
     if missing:
         names = ", ".join(sorted(missing))
@@ -364,15 +378,15 @@ def _interprets_triton() -> bool:
 @contextlib.contextmanager
 def from_cache_only() -> Iterator[None]:
     """Let the Hugging Face libraries look at what is on this disk and download nothing."""
-    import datasets
+    from datasets import config
     from huggingface_hub import constants
 
-    before = constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE
-    constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
+    before = constants.HF_HUB_OFFLINE, config.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = config.HF_HUB_OFFLINE = True
     try:
         yield
     finally:
-        constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE = before
+        constants.HF_HUB_OFFLINE, config.HF_HUB_OFFLINE = before
 
 
 def _first_line(error: BaseException) -> str:

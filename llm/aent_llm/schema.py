@@ -29,6 +29,8 @@ from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_ori
 from pydantic import BeforeValidator, ConfigDict, Field, StrictBool, ValidationError, create_model
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
+from ruamel.yaml.parser import ParserError
+from ruamel.yaml.scanner import ScannerError
 
 __all__ = [
     "Block", "Count", "NaturalNumber", "NonNegative", "Places", "Positive", "Share", "Text", "block", "check_fields",
@@ -44,6 +46,7 @@ Text = Annotated[str, Field(min_length=1)]
 
 KeyPath = tuple[str | int, ...]
 LARGEST = 20_000  # values of a file, its aliases written out; a config has some hundred
+OPTION = "--set"  # the place of a key on the command line
 SHOWN = 8  # names of a choice that a message lists
 
 
@@ -67,19 +70,20 @@ class Places(NamedTuple):
         """The place of a key, or of the nearest block around it, as the start of a message."""
         found = (self.known[path[:end]] for end in range(len(path), -1, -1) if path[:end] in self.known)
         place = next(found, self.default)
-        return f"{place}: " if place else ""
+        return f"{place} " if place == OPTION else f"{place}: " if place else ""
 
-    def replaced(self, path: KeyPath, place: str) -> Places:
-        """The places after ``path`` and all below it were written anew at ``place``."""
+    def overridden(self, path: KeyPath) -> Places:
+        """The places after ``path`` and all below it were written anew on the command line."""
         kept = {key: value for key, value in self.known.items() if key[: len(path)] != path}
-        return Places(self.default, kept | {path: place})
+        new = {path[:end]: OPTION for end in range(1, len(path) + 1) if path[:end] not in kept}
+        return Places(self.default, kept | new)
 
 
 def read_yaml(path: Path) -> tuple[Any, Places]:
     """Read a file as plain dicts, lists, text and numbers, with the line of every key.
 
     Raises:
-        OSError: it cannot be read. ValueError: not UTF-8, not YAML, a key twice or not text, a tag, a loop of aliases.
+        OSError: it cannot be read. ValueError: not UTF-8, not YAML, a key twice or not text, a tag.
     """
     content = path.read_bytes()
     try:
@@ -102,7 +106,7 @@ def parse_yaml(text: str, place: str, lines: dict[KeyPath, str] | None = None) -
     except RecursionError:
         raise ValueError(f"{place}: nested too deeply to be settings") from None
     budget = iter(range(LARGEST))
-    return _plain(tree, (), place, lines, budget, inside=())
+    return _plain(tree, (), place, lines, budget)
 
 
 def _yaml_fault(error: Any, place: str, several_lines: bool) -> str:
@@ -110,29 +114,31 @@ def _yaml_fault(error: Any, place: str, several_lines: bool) -> str:
     at = f"{place}, line {mark.line + 1}" if several_lines and mark is not None else place
     if twice := re.match(r'found duplicate key "(.*?)" with value', problem or "", re.DOTALL):
         return f"{at}: the key {twice[1]!r} stands twice in its block; keep one of the two"
-    said = (problem or str(error).partition("\n")[0]).replace("\t", "\\t")
-    advice = "; indent by spaces, not tabs" if r"'\t'" in said else "; text with : # [ { @ or a quote needs quotes"
+    said = " ".join(part for part in (getattr(error, "context", None), problem) if part) or str(error).splitlines()[0]
+    advice = "; indent by spaces, not tabs" if "'\\t'" in said else ""
+    if isinstance(error, ScannerError | ParserError) and not advice:
+        advice = "; text that holds or begins with one of : # [ { @ ' needs quotes"
     return f"{at}: not YAML: {said}{advice}"
 
 
-def _plain(
-    value: Any, path: KeyPath, place: str, lines: dict[KeyPath, str] | None, budget: Iterator[int], inside: KeyPath
-) -> Any:
+def _plain(value: Any, path: KeyPath, place: str, lines: dict[KeyPath, str] | None, budget: Iterator[int]) -> Any:
     """The value without ruamel's own types."""
     here = Places(place, lines or {}).of(path)
     tag = getattr(getattr(value, "tag", None), "value", None)
-    if id(value) in inside or next(budget, None) is None:
-        raise ValueError(f"{here}an alias (*name) holds itself, or too much; write its content out")
+    if next(budget, None) is None:
+        raise ValueError(f"{here}{LARGEST:,} values and more are no settings; do aliases (*name) repeat each other?")
+    written = getattr(getattr(value, "lc", None), "data", None) or {}  # key -> line and column, of key and value
     if isinstance(value, dict | list) and not tag:
         numbered = value.items() if isinstance(value, dict) else enumerate(value)
         found = []
         for key, one in numbered:
             below = (*path, key)
+            if lines is not None and key in written:
+                lines[below] = f"{place}, line {written[key][0] + 1}"
             if isinstance(value, dict) and not (isinstance(key, str) and key):
+                here = Places(place, lines or {}).of(below)
                 raise ValueError(f"{here}{_dotted(path)}: a key must be text, got {_shown(key)}; put it in quotes")
-            if lines is not None and key in (value.lc.data or {}):
-                lines[below] = f"{place}, line {value.lc.data[key][0] + 1}"
-            found.append((key, _plain(one, below, place, lines, budget, (*inside, id(value)))))
+            found.append((key, _plain(one, below, place, lines, budget)))
         return dict(found) if isinstance(value, dict) else [one for _, one in found]
     if value is None or isinstance(value, bool):
         return value
@@ -184,7 +190,8 @@ def _typed(hint: Any) -> Any:
     if origin in (Union, types.UnionType):
         return _either(_typed(one) for one in arguments)
     if origin in (list, tuple, dict):
-        return origin[tuple(one if one is ... else _typed(one) for one in arguments)]
+        generic: Any = origin
+        return generic[tuple(one if one is ... else _typed(one) for one in arguments)]
     if isinstance(hint, type) and issubclass(hint, enum.Enum):
         return Literal[tuple(one.value for one in hint)]
     plain = hint in (None, type(None), Any, dict, list) or origin is Literal

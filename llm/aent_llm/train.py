@@ -23,6 +23,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from aent.cli import Parser
 from aent.files import write_atomically
 from aent.runs import Run, changes, locked, read_run
 from aent_llm import signals
@@ -35,7 +36,6 @@ from aent_llm.checkpoint import (
     sealed,
     write_checked,
 )
-from aent_llm.command_line import Parser
 from aent_llm.experiment import Experiment, load_experiment, overridden, parse_experiment, reference
 from aent_llm.prepare import Parts, from_cache_only, load_model, lora_config, prepare
 from aent_llm.schema import Places, parse_yaml
@@ -98,8 +98,10 @@ def dry_run(experiment: Experiment, processes: int) -> int:
     if not is_available() and not experiment.train.get("use_cpu") and experiment.train.get("bf16") is not False:
         changed = {"use_cpu": True, "bf16": False}  # else refused by transformers on this machine
         skipped.append("bfloat16 on a GPU: this machine has none")
+    experiment.batch(processes)
+    whole = experiment.of_train("per_device_train_batch_size") * processes  # one process that does what all would
     with from_cache_only():
-        args = experiment.training_arguments("runs/dry", **changed)
+        args = experiment.training_arguments("runs/dry", per_device_train_batch_size=whole, **changed)
         prepare(experiment, args, processes=processes, skipped=skipped)
     show(experiment.plan(processes))
     if experiment.paper:
@@ -141,6 +143,7 @@ def _train(experiment: Experiment, output: Path, resume: bool, stop: signals.Sto
             held.enter_context(_only_writer(output))
         if resume:
             changes(output, _config(experiment), may_change)
+        experiment.batch(int(os.environ.get("WORLD_SIZE", 1)))
         args = experiment.training_arguments(output)
         parts = prepare(experiment, args, processes=args.world_size)
         if resume:
@@ -164,9 +167,10 @@ def _train(experiment: Experiment, output: Path, resume: bool, stop: signals.Sto
 
 
 def keep_freed_memory() -> None:
-    """Let glibc keep what is freed. A step on the CPU allocates the same large tensors again and again; handed back to
+    """Keep freed memory in the process.
 
-    the system each time, they are paged in anew, which took a third of the time of a step (EXPERIMENTS.md).
+    A step on the CPU allocates the same large tensors again and again. glibc otherwise returns them to the system after
+    every step and pays their page faults again, which took a third of the time of a step (EXPERIMENTS.md).
     """
     with contextlib.suppress(OSError, AttributeError):  # another C library: nothing to set
         mallopt = ctypes.CDLL("libc.so.6").mallopt
@@ -266,17 +270,21 @@ def _measure(trainer: Any, experiment: Experiment, parts: Parts) -> dict:
 
     policy: Any = trainer.accelerator.unwrap_model(trainer.model)
     evaluation: Any = experiment.evaluation
-    sampler = transformers_sampler(policy, parts.tokenizer)
-    return evaluate(sampler, parts.held_out, parts.rewards[0], evaluation.config, progress=True)
+    sampler = transformers_sampler(policy, parts.tokenizer, chat_template_kwargs=trainer.args.chat_template_kwargs)
+    return evaluate(
+        sampler, parts.held_out, parts.rewards[0], evaluation.config, correct_reward=trainer.args.correct_reward
+    )
 
 
 def _check_directory(output: Path, resume: bool) -> None:
     if resume and not (output / "config.json").is_file():
         raise FileNotFoundError(f"--resume: {output} holds no run (no config.json); leave --resume out to start one")
     if not resume and output.exists() and not _is_free(output):
+        if not (output / "config.json").is_file():
+            raise FileExistsError(f"{output} holds something else; nothing was overwritten. Choose another --output")
         raise FileExistsError(
-            f"{output} already holds a run, or something else; nothing was overwritten. Go on with it by --resume, or "
-            "choose another --output"
+            f"{output} already holds a run; nothing was overwritten. Go on with it by --resume, or choose another "
+            "--output"
         )
     place = next(one for one in (output.absolute(), *output.absolute().parents) if one.exists())
     if not place.is_dir():

@@ -231,6 +231,22 @@ def test_nucleus_needs_no_full_sort_but_finds_a_wide_one():
     assert support_weights(logits, Nucleus(0.9)).sum(axis=-1).tolist() == expected
 
 
+def test_a_nucleus_of_all_the_mass_keeps_every_token_however_unlikely():
+    logits = np.array([[0.0, -100.0, -700.0], [0.0, 0.0, -40.0]])
+    np.testing.assert_array_equal(support_weights(logits, Nucleus(1.0)), np.ones((2, 3)))
+    assert support_weights(logits, Nucleus(1 - 1e-9)).tolist() == [[1, 0, 0], [1, 1, 0]]  # control
+
+
+@pytest.mark.parametrize("temperature", [0.5, 2.0, 3.0])
+def test_a_temperature_divides_the_logits(temperature):
+    """Of (0, T log 3) at temperature T the second token has three quarters."""
+    logits = np.array([0.0, temperature * math.log(3)])
+    expected = -0.75 * math.log(0.75) - 0.25 * math.log(0.25)
+    assert entropy(logits, temperature=temperature) == pytest.approx(expected, rel=1e-14)
+    slope = 0.75 * 0.25 * math.log(3) / temperature  # p_a (log p_a + H) = -+ p q log 3
+    np.testing.assert_allclose(entropy_gradient(logits, temperature=temperature), [slope, -slope], rtol=1e-13)
+
+
 # ---------------------------------------------------------------------------------------------------------- gradients
 
 
@@ -475,6 +491,34 @@ def test_binary_part_of_a_tiny_tail_is_exact_in_float32():
     assert parts.binary == pytest.approx(1e-9 * (1 - math.log(1e-9)), rel=1e-5)
 
 
+class LeastLikely:
+    """Keep the one token of lowest logit: all of the mass is dropped."""
+
+    def weights(self, logits):
+        return (logits == logits.min()) * 1.0
+
+
+def test_binary_part_is_zero_where_nothing_or_all_of_the_mass_is_dropped():
+    logits = np.array([0.0, 0.0, -80.0])  # 1 - e^-80 / 2 is 1 in float64
+    parts = entropy_split(logits, LeastLikely())
+    assert (parts.dropped_mass, parts.binary, parts.clamped) == (1.0, 0.0, 0.0)
+    assert parts.tail == pytest.approx(math.log(2))
+    assert entropy_split(logits, Full()).binary == 0.0
+
+
+@pytest.mark.parametrize("support", [Full(), TopK(2)])
+def test_the_binary_part_has_a_finite_gradient_also_where_nothing_is_dropped(support):
+    logits = torch.tensor([1.0, 0.0, -1.0], dtype=torch.float64, requires_grad=True)
+    entropy_split(logits, support).binary.backward()
+    if support == Full():
+        assert logits.grad.tolist() == [0.0, 0.0, 0.0]
+        return
+    odds = np.exp(logits.detach().numpy())  # e = p_3; dh/dz = log((1 - e) / e) e (1_3 - p)
+    p = odds / odds.sum()
+    expected = math.log((1 - p[2]) / p[2]) * p[2] * (np.array([0, 0, 1]) - p)
+    np.testing.assert_allclose(logits.grad, expected, rtol=1e-12)
+
+
 # ------------------------------------------------------------------------------------------------------------ sampled
 
 
@@ -503,6 +547,7 @@ def test_sampled_entropy_averages_over_the_mask():
         ([[0.5, -1.0]], None, "were logits passed"),
         ([[math.nan, -1.0]], None, "NaN"),
         ([[-1.0, -1.0]], [[0.0, 0.0]], "no token"),
+        ([[-1.0, -1.0], [-1.0, -1.0]], [[0.0, 0.0], [1.0, 0.0]], "no token"),
         ([[-1.0, -1.0]], [[2.0, -1.0]], "weights >= 0"),
         ([[-1.0, -1.0]], [[math.nan, 1.0]], "weights >= 0"),
         ([[-1.0, -1.0]], [[1.0]], "shape"),

@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 import small
-from aent.runs import locked, read_run
+from aent.runs import Run, locked, read_run
 from aent_llm.__main__ import main
 from aent_llm.checkpoint import read_checked, write_checked
 
@@ -96,6 +96,59 @@ def test_mistakes_in_the_data_are_found_before_the_model_is_loaded(parts, tmp_pa
     assert main([*start, "--set", "model.source=/no/model"]) == 2
     assert "model.source='/no/model' is neither a folder with a tokenizer" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_a_start_without_a_step_is_taken_over_and_the_last_step_is_always_logged(parts, tmp_path, capsys) -> None:
+    """``logging_steps`` is past the end of the run, and the directory is what a start that failed has left."""
+    run = tmp_path / "run"
+    Run.create(run, {"train": {"learning_rate": 7.0}}, seed=9)
+    (run / "before.json").write_text(json.dumps({"problems": 99}))
+    (run / "notes.txt").write_text("mine")
+    path = config(parts, tmp_path, max_steps=2, logging_steps=10, save_strategy="no")
+    path.write_text(path.read_text().replace("- small:even_words", "  small:even_words: 0.25"))
+    assert main(["train", "--config", str(path), "--output", str(run)]) == 0
+    kept, provenance, (line,) = read_run(run)
+    assert (kept["train"]["learning_rate"], provenance["seed"]) == (0.01, 3)
+    assert line["step"] == 2
+    assert line["reward"] == pytest.approx(0.25 * line["rewards/even_words/mean"], rel=1e-5)
+    assert line["reward"] > 0
+    assert json.loads((run / "summary.json").read_text())["before"]["problems"] == 4
+    assert (run / "notes.txt").read_text() == "mine"
+    assert "run directory" in capsys.readouterr().out
+
+
+def test_a_directory_with_a_step_or_with_other_files_is_not_taken(parts, tmp_path, capsys) -> None:
+    path = config(parts, tmp_path)
+    logged = Run.create(tmp_path / "logged", {}, seed=0)
+    logged.log(step=1, reward=0.5)
+    Run.create(tmp_path / "saved", {}, seed=0)
+    (tmp_path / "saved" / "checkpoint-3").mkdir()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.tex").write_text("mine")
+    (tmp_path / "file").write_text("mine")
+    for name in ("logged", "saved", "other", "file"):
+        before = sorted(tmp_path.rglob("*"))
+        for more in ([], ["--dry-run"]):
+            assert main(["train", "--config", str(path), "--output", str(tmp_path / name), *more]) == 2
+            assert "nothing was overwritten" in capsys.readouterr().err
+        assert sorted(tmp_path.rglob("*")) == before
+    with pytest.raises(ValueError, match="logged steps"):
+        Run.restart(tmp_path / "logged", {}, seed=0)
+
+
+def test_weights_cut_short_are_named_before_a_model_is_loaded(parts, tmp_path, capsys) -> None:
+    path = config(parts, tmp_path)
+    broken = tmp_path / "model"
+    shutil.copytree(parts / "model", broken)
+    weights = (broken / "model.safetensors").read_bytes()
+    (broken / "model.safetensors").write_bytes(weights[: len(weights) // 2])
+    for more in ([], ["--dry-run"]):
+        start = ["train", "--config", str(path), "--output", str(tmp_path / "new"), "--set", f"model.source={broken}"]
+        assert main([*start, *more]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert f"{broken}/model.safetensors is damaged" in line
+        assert "download or copy it again" in line
+    assert not (tmp_path / "new").exists()
 
 
 # ------------------------------------------------------------------------------------------------------------ resume

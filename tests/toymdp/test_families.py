@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
+from toymdp import families
 from toymdp.families import (
     DECOY,
     HEAD,
@@ -79,6 +80,29 @@ def test_plausible_prior_has_a_head_a_thin_tail_and_ranks_as_promised():
     assert max(decoy_ranks) <= 12
     assert min(optimal_ranks) >= 5
     assert np.mean(optimal_ranks) == pytest.approx(55, abs=4)
+
+
+def test_without_jitter_decoys_are_ranks_1_to_5_and_optima_ranks_10_to_100(monkeypatch):
+    """With the noise off, the token of rank r has the r-th largest probability, and every rank that may occur does."""
+    monkeypatch.setattr(families, "JITTER", 0.0)
+    ranks = {OPTIMAL: [], DECOY: []}
+    for seed in range(60):
+        tree = token_tree(rng(seed), actions=300, optimal=20, decoys=3)
+        labels = tree.mdp.labels[0][np.argsort(-tree.prior[0], kind="stable")]
+        for label, found in ranks.items():
+            found += list(1 + np.flatnonzero(labels == label))
+    assert set(ranks[DECOY]) == {1, 2, 3, 4, 5}
+    assert set(ranks[OPTIMAL]) == set(range(10, 101))
+    assert np.mean(ranks[DECOY]) == pytest.approx(3, abs=4 * math.sqrt(2 / 180))  # 180 draws, variance at most 2
+    assert np.mean(ranks[OPTIMAL]) == pytest.approx(55, abs=4 * math.sqrt(690 / 1200))  # (91^2 - 1) / 12 = 690
+
+
+def test_the_head_is_zipf_and_the_tail_log_normal_around_its_mean(monkeypatch):
+    """Without jitter: p_r = 0.95 / (r H_100) in the head, 0.05 / 200 for each of the 200 tokens of the tail."""
+    monkeypatch.setattr(families, "JITTER", 0.0)
+    tree = token_tree(rng(), actions=300, optimal=1)
+    expected = [0.95 / r / sum(1 / k for k in range(1, 101)) for r in range(1, 101)] + [0.05 / 200] * 200
+    np.testing.assert_allclose(np.sort(np.exp(tree.prior[0]))[::-1], np.sort(expected)[::-1], rtol=1e-12)
 
 
 def test_start_of_training_prefers_decoys_and_uniform_prior_is_the_control():

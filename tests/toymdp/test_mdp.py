@@ -377,7 +377,10 @@ def _changed(**changes) -> TokenMDP:
     ("changes", "message"),
     [
         ({"start": np.ones(5) / 5}, "shapes disagree"),
+        ({"reward": np.zeros((6, 2))}, "shapes disagree"),
+        ({"labels": np.zeros((5, 3), int)}, "shapes disagree"),
         ({"start": np.array([0.5, 0.4, 0, 0, 0, 0])}, "probability distribution"),
+        ({"start": np.array([0.5, 0.6, 0, 0, 0, 0])}, "probability distribution"),
         ({"start": np.array([1.5, -0.5, 0, 0, 0, 0])}, "probability distribution"),
         ({"transition": np.full((6, 3, 6), 0.5)}, "at most 1"),
         ({"transition": -np.ones((6, 3, 6))}, ">= 0"),
@@ -386,6 +389,7 @@ def _changed(**changes) -> TokenMDP:
         ({"labels": np.full((6, 3), -1)}, r"0\.\.2"),
         ({"multiplicity": np.ones((6, 2))}, "multiplicity"),
         ({"multiplicity": np.zeros((6, 3))}, "multiplicity"),
+        ({"multiplicity": np.eye(6)[:, :3]}, "multiplicity"),
     ],
 )
 def test_a_malformed_mdp_is_refused(changes, message):

@@ -2,7 +2,9 @@
 
 import itertools
 import math
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +17,7 @@ from toymdp import bounds, laws, propositions
 from toymdp.attacks import KINDS, Case, ascent, bandit, cases, maximise
 from toymdp.checks import Check, Sample, at_most, rows_of, worst_of
 from toymdp.families import lump, random_mdp, random_tree, token_tree
-from toymdp.mdp import optimum, policy_gradient, response_entropy, soft_optimum, softmax, value
+from toymdp.mdp import TokenMDP, optimum, policy_gradient, response_entropy, soft_optimum, softmax, value
 
 CONTROLS_PER_CLAIM = {"P1": 4, "P1b": 2, "P2": 5, "P2c": 2, "P3": 1, "P4": 1, "P5": 5}
 
@@ -244,6 +246,72 @@ def test_response_probability_and_mismatch_by_enumeration() -> None:
     expected = math.sqrt(sum(1 / p**2 for p in prefixes[best]))
     assert bounds.mismatch(mdp, instance.optimum, policy) == pytest.approx(expected)
     assert expected <= math.sqrt(3) / prefixes[best][-1]
+
+
+def _ragged(rng: np.random.Generator) -> TokenMDP:
+    """A deterministic MDP of 5 states whose responses have 1 to 5 tokens: any class may end the response."""
+    states, classes = 5, 3
+    transition = np.zeros((states, classes, states))
+    for s, c in itertools.product(range(states - 1), range(classes)):
+        if (after := int(rng.integers(s + 1, states + 1))) < states:
+            transition[s, c, after] = 1.0
+    labels = rng.integers(classes, size=(states, 4))
+    return TokenMDP(np.eye(states)[0], transition, rng.random((states, classes)), labels)
+
+
+def _all_responses(mdp: TokenMDP, policy: np.ndarray, allowed: np.ndarray) -> list[tuple[float, int]]:
+    """Probability and length of every response of allowed tokens, walked token by token."""
+    found, open_ = [], [(0, 1.0, 0)]
+    while open_:
+        s, probability, length = open_.pop()
+        for a in np.flatnonzero(allowed[s]):
+            after = np.flatnonzero(mdp.transition[s, mdp.labels[s, a]])
+            here = (probability * float(policy[s, a]), length + 1)
+            found += [] if len(after) else [here]
+            open_ += [(int(after[0]), *here)] if len(after) else []
+    return found
+
+
+def test_response_probability_where_responses_end_early_by_enumeration() -> None:
+    rng = np.random.default_rng(6)
+    lengths = set()
+    for _ in range(60):
+        mdp = _ragged(rng)
+        policy = softmax(mdp, 2 * rng.standard_normal((2, *mdp.labels.shape)))
+        allowed = rng.random(mdp.labels.shape) < 0.7
+        walked = [_all_responses(mdp, own, allowed) for own in policy]
+        expected = [max((p for p, _ in one), default=0.0) for one in walked]
+        np.testing.assert_allclose(bounds.response_probability(mdp, policy, allowed), expected, rtol=1e-12)
+        lengths |= {max(one)[1] for one in walked if one}
+    assert lengths >= {1, 2, 3}
+
+
+def test_the_covariance_law_predicts_the_derivative_along_the_gradient_of_the_value() -> None:
+    """sum_b dH(s)/dz_b dV/dz_b, both by finite differences, in states that are visited with different probability."""
+    instance = random_tree(np.random.default_rng(8), actions=3, horizon=2)
+    mdp, z = instance.mdp, instance.prior
+
+    def slope(objective: Callable[[np.ndarray], Any], s: int, a: int) -> Any:
+        step = 1e-5 * (np.arange(z.size).reshape(z.shape) == s * z.shape[1] + a)
+        return (objective(z + step) - objective(z - step)) / 2e-5
+
+    def odds(logits: np.ndarray) -> np.ndarray:
+        return np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+
+    def objective(logits: np.ndarray) -> float:  # V over the nine leaves, written out
+        p = odds(logits)
+        return float(sum(p[0, a] * p[1 + a] @ mdp.reward[1 + a] for a in range(3)))
+
+    def entropies(logits: np.ndarray) -> np.ndarray:
+        return -(odds(logits) * np.log(odds(logits))).sum(-1)
+
+    law = sum(slope(entropies, s, a) * slope(objective, s, a) for s, a in itertools.product(range(4), range(3)))
+    assert np.linalg.norm(law) > 1e-3
+    span = mdp.reward[1:].max() - mdp.reward[1:].min()
+    case = Case("tree", mdp, z[None], 0.1, 0)
+    *errors, predicted = laws._law_errors(case, z, move="plain", predict="plain")
+    assert predicted == pytest.approx(np.linalg.norm(law) / span, rel=1e-6)
+    assert errors[-1] < 0.01 * predicted
 
 
 def test_the_gap_identity_behind_p1b() -> None:
