@@ -254,7 +254,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--scale", choices=_SCALES, default="default", help="how much to run (default: %(default)s)")
     parser.add_argument("--settings", nargs="+", metavar="NAME", help="settings of the suite instead of the scale's")
     parser.add_argument(
-        "--methods", nargs="+", metavar="NAME", default=["all"], help=f"all, or of {', '.join(METHODS)}"
+        "--methods",
+        nargs="+",
+        metavar="NAME",
+        default=["all"],
+        help=f"all, or of {', '.join(METHODS)}; one of your own is module:name",
     )
     parser.add_argument("--steps", type=int, help="updates per run instead of the scale's")
     parser.add_argument(
@@ -306,9 +310,7 @@ def _wanted(asked: list[str], gradient: str) -> list[str]:
     Raises:
         ValueError: an unknown method, or one that needs samples where gradients are exact.
     """
-    names = list(METHODS) if asked == ["all"] else asked
-    if unknown := sorted(set(names) - set(METHODS)):
-        raise ValueError(f"unknown method {', '.join(unknown)}; known: all, {', '.join(METHODS)}")
+    names = list(METHODS) if asked == ["all"] else [METHODS.find(name)[0] for name in asked]
     need = [name for name in names if METHODS[name].needs_samples] if gradient == "exact" else []
     if need and asked != ["all"]:
         raise ValueError(f"{', '.join(need)}: these weigh sampled tokens; leave them out or use --gradient sampled")

@@ -13,8 +13,8 @@ or takes a published method by its name and replaces what should be different:
 
 Supports, controllers and shaping rules are those of ``aent`` or your own, given as objects or as dictionaries with a
 ``type`` (``Band``, ``band`` and ``bang_bang`` are all understood, and ``my_rules:MinP``, which imports ``my_rules``);
-the fields hold plain dictionaries afterwards, because a config is saved as JSON. On a command line that HfArgumentParser
-or TrlParser reads, they are JSON, a name or a number:
+the fields hold plain dictionaries afterwards, because a config is saved as JSON. On a command line (HfArgumentParser,
+TrlParser) they are JSON, a name or a number:
 
     --entropy_support '{"type": "top_k", "k": 9}' --entropy_controller 0.01
 

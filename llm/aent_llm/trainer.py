@@ -28,7 +28,7 @@ from transformers.utils import logging
 from trl.trainer.utils import create_model_from_path
 
 from aent.controllers import State
-from aent.entropy import Full, Tsallis
+from aent.entropy import Full, Tsallis, support_weights
 from aent.shaping import Shaping
 from aent_llm import config as configs
 from aent_llm import sampler
@@ -279,7 +279,17 @@ class AEntGRPOTrainer(ShapedGRPOTrainer):
         return self._prompt_order
 
     def _check_kept_tokens(self) -> None:
+        """Raise ValueError for a support that keeps one token, or that does not answer with weights."""
         vocabulary = self.model.get_output_embeddings().weight.shape[0]
+        try:
+            support_weights(torch.linspace(-1.0, 1.0, 2 * vocabulary).view(2, vocabulary), self.support)
+        except ValueError:
+            raise
+        except Exception as error:  # whatever a rule of the user's may raise
+            raise ValueError(
+                f"{self.support}: weights(logits) failed on a torch tensor ({type(error).__name__}: {error}); use the "
+                "functions of array_api_compat.array_namespace(logits), which serve numpy and torch alike"
+            ) from error
         kept = self.support.kept(vocabulary) if hasattr(self.support, "kept") else 2  # type: ignore[attr-defined]
         if kept < 2:
             raise ValueError(f"{self.support} keeps {kept} of {vocabulary} tokens: its entropy is 0. Keep 2 or more")

@@ -114,7 +114,7 @@ def test_a_killed_comparison_resumes_to_the_same_rows(tmp_path: Path, monkeypatc
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--methods", "entropy"], "unknown method entropy"),
+        (["--methods", "entropy"], "unknown method 'entropy'"),
         (["--settings", "bandit-1e4-n3"], "unknown setting"),
         (["--resume"], "--out"),
         (["--steps", "0"], "at least 1"),

@@ -530,12 +530,6 @@ def test_train_refuses_what_a_rule_cannot_be_used_with() -> None:
         (lumped, sampled, {"shaping": ClipHigher()}, "gradient='exact'"),
         (small, sampled, {"shaping": ClipHigher(), "engine": "reference"}, "use engine='auto'"),
         (small, replace(sampled, updates=2), {"engine": "reference"}, "use engine='auto'"),
-        (
-            small,
-            sampled,
-            {"shaping": DifficultyBonus(), "support": OddTokens()},
-            "expected full, .* nucleus or Tsallis",
-        ),
         (small, sampled, {"support": OddTokens(), "engine": "fused"}, "engine='reference'"),
     ]
     for instances, learner, options, message in refused:
