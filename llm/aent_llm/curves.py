@@ -81,7 +81,8 @@ def typed(block: Any) -> dict[str, Any]:
     given = str(block.get("type", "full"))
     known = (rules.spelling(given) for rules in (SUPPORTS, Controller.registry, Shaping.registry))
     name = next((one for one in known if one is not None), re.split(r"[:.]", given)[-1])
-    return {**block, "type": re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower().replace("-", "_")}
+    words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name)
+    return {**block, "type": words.lower().replace("-", "_")}
 
 
 def entropy_block(config: Mapping[str, Any]) -> dict[str, Any]:
