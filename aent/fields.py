@@ -36,9 +36,9 @@ def check_fields(rule: Any, *, arrays: bool = False) -> None:
 
     Examples:
         >>> from aent.shaping import KLCovariance
-        >>> KLCovariance(share=2)
+        >>> KLCovariance(share=2.0)
         Traceback (most recent call last):
-        ValueError: KLCovariance(share=2): share must be in (0, 1], e.g. 0.002
+        ValueError: KLCovariance(share=2.0): share must be in (0, 1], e.g. 0.002
     """
     ranges: dict[str, str] = {}
     for base in reversed(type(rule).__mro__):
