@@ -28,9 +28,10 @@ from trl.trainer import grpo_trainer
 
 import small
 from aent.controllers import Controller
+from aent.entropy import SUPPORTS
 from aent.runs import Run
 from aent_llm import calibrate, compare, evaluate, sampler, tiny
-from aent_llm.config import SUPPORTS, AEntGRPOConfig
+from aent_llm.config import AEntGRPOConfig
 from aent_llm.data import DataConfig
 from aent_llm.diagnostics import Alarms
 from aent_llm.evaluate import EvalConfig

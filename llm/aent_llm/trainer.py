@@ -27,7 +27,7 @@ from transformers.utils import logging
 from trl.trainer.utils import create_model_from_path
 
 from aent.controllers import State
-from aent.entropy import Full, Tsallis
+from aent.entropy import Full, Tsallis, support_weights
 from aent_llm import agreement, sampler
 from aent_llm import config as configs
 from aent_llm.config import AEntGRPOConfig
@@ -278,11 +278,20 @@ class AEntGRPOTrainer(SafeGRPOTrainer):
 
 
 def check_kept_tokens(support: Any, vocabulary: int) -> None:
-    """Refuse a clamp under which every entropy is 0.
+    """Refuse a clamp under which every entropy is 0, and a rule that does not answer with weights.
 
     Raises:
-        ValueError: it keeps a single token of this vocabulary.
+        ValueError: it keeps a single token of this vocabulary, or fails on a torch tensor.
     """
+    try:
+        support_weights(torch.linspace(-1.0, 1.0, 2 * vocabulary).view(2, vocabulary), support)
+    except ValueError:
+        raise
+    except Exception as error:  # whatever a rule of the user's may raise
+        raise ValueError(
+            f"{support}: weights(logits) failed on a torch tensor ({type(error).__name__}: {error}); use the functions "
+            "of array_api_compat.array_namespace(logits), which serve numpy and torch alike"
+        ) from error
     kept = support.kept(vocabulary) if hasattr(support, "kept") else 2
     if kept < 2:
         raise ValueError(f"{support} keeps {kept} of {vocabulary} tokens: its entropy is 0. Keep 2 or more")
