@@ -36,11 +36,14 @@ OURS = ("aent", "toymdp", "paper_figures", "aent_llm")
 DEBUG = "AENT_DEBUG"
 FOR_USERS = (ImportError, MemoryError, OSError, ValueError)  # kinds that are told in one line; others are our faults
 WORKERS_PER_CORE = 8  # more only cost memory
+BROKEN_OFF = 1
 BROKEN_PIPE, INTERRUPTED = 141, 130  # 128 + the number of the signal, as shells say it
 
 
 def run(name: str, command: Callable[[], int], *, extra: str) -> int:
     """Run a command and return its exit status; errors that are written for users become one line and status 2.
+
+    NaN or infinity in a computation (``FloatingPointError``) is no mistake of the input: one line and status 1.
 
     Args:
         name: what stands in front of the line.
@@ -60,11 +63,11 @@ def run(name: str, command: Callable[[], int], *, extra: str) -> int:
     except KeyboardInterrupt:
         print(f"{name}: interrupted", file=sys.stderr)
         return INTERRUPTED
-    except FOR_USERS as error:
+    except (*FOR_USERS, FloatingPointError) as error:
         if DEBUG in os.environ:
             raise
         print(f"{name}: {describe(error, extra=extra)}", file=sys.stderr)
-        return 2
+        return BROKEN_OFF if isinstance(error, FloatingPointError) else 2
 
 
 def describe(error: Exception, *, extra: str) -> str:
@@ -76,7 +79,7 @@ def describe(error: Exception, *, extra: str) -> str:
         return f"not enough memory ({text}); ask for less at a time"
     if isinstance(error, FileNotFoundError) and error.filename is None and len(error.args) > 1:  # of os.getcwd
         return "the current folder no longer exists; change to another one"
-    if isinstance(error, OSError) or _raised_by_us(error):
+    if isinstance(error, OSError | FloatingPointError) or _raised_by_us(error):
         return text
     return f"{text} ({DEBUG}=1 shows where this was raised)"
 

@@ -15,9 +15,10 @@ Left out: figures (``paper_figures`` draws from these tables).
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -28,8 +29,8 @@ import pandas as pd
 from joblib import Parallel, delayed
 from tqdm.auto import tqdm
 
-from aent.cli import positive_number, suggest, whole_number, workers
-from aent.runs import Run
+from aent.cli import positive_number, whole_number, workers
+from aent.runs import Run, locked
 from toymdp import suite
 from toymdp.learners import Learner, train
 from toymdp.methods import METHODS, STRENGTHS, Method
@@ -308,10 +309,10 @@ def main(args: argparse.Namespace) -> int:
         "rates": rates,
         "budget": asdict(budget),
     }
-    run = _open_run(args.out, args.resume, config)
-    if args.methods == ["all"] and len(names) < len(METHODS):
-        print(f"left out, because they weigh sampled tokens: {', '.join(sorted(set(METHODS) - set(names)))}")
-    rows = compare(cells, names, budget, run=run, n_jobs=args.jobs, progress=True)
+    with _open_run(args.out, args.resume, config) as run:
+        if args.methods == ["all"] and len(names) < len(METHODS):
+            print(f"left out, because they weigh sampled tokens: {', '.join(sorted(set(METHODS) - set(names)))}")
+        rows = compare(cells, names, budget, run=run, n_jobs=args.jobs, progress=True)
     _print(rows, args.scale)
     lost = rows[(rows["phase"] == "test") & ~np.isfinite(rows["final"])]
     for cell, name in lost[["cell", "method"]].drop_duplicates().itertuples(index=False):
@@ -349,22 +350,28 @@ def _check_lumped(setting: str, learner: Learner) -> None:
         )
 
 
-def _open_run(out: Path | None, resume: bool, config: dict[str, Any]) -> Run | None:
-    """Start or go on with the run directory of ``--out``; None when there is none."""
+@contextlib.contextmanager
+def _open_run(out: Path | None, resume: bool, config: dict[str, Any]) -> Iterator[Run | None]:
+    """Start or go on with the run directory of ``--out``, and hold its lock; None when there is none."""
     if out is None:
         if resume:
             raise ValueError("--resume needs --out DIRECTORY, the run directory to go on with")
-        return None
+        yield None
+        return
     if resume:
         if not (out / "config.json").is_file():
             raise FileNotFoundError(f"--resume: {out} holds no run (no config.json); leave --resume out to start one")
-        return Run.resume(out, config)
+        with locked(out):
+            yield Run.resume(out, config)
+        return
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise FileExistsError(
             f"{out} already exists and is not empty; nothing was overwritten. Go on with it by --resume, or choose "
             "another --out"
         )
-    return Run.create(out, config, seed=0)
+    run = Run.create(out, config, seed=0)
+    with locked(out):
+        yield run
 
 
 def compare(

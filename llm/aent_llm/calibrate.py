@@ -27,11 +27,11 @@ from pydantic import Field
 from rich.console import Console
 from rich.table import Table
 
+from aent.cli import Parser
 from aent.controllers import Band
 from aent.entropy import DropLowest, Full, Nucleus, Support, TopK, support_to_dict
 from aent_llm import benchmarks
 from aent_llm.clamp_effect import Estimate, Measured, Rollout, RuleMeasure, measure_rollouts
-from aent_llm.command_line import Parser
 from aent_llm.generate import context_length, encode_prompts, transformers_sampler
 from aent_llm.rewards import is_correct, score_completions
 from aent_llm.schema import Count, NaturalNumber, Positive, Share, check_fields

@@ -29,10 +29,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 from pydantic import Field
 
+from aent.cli import Parser
 from aent.runs import provenance
 from aent_llm import benchmarks
 from aent_llm.announcements import voted_answer
-from aent_llm.command_line import Parser
 from aent_llm.rewards import CORRECT_REWARD, score_completions
 from aent_llm.schema import Count, NaturalNumber, NonNegative, check_fields, setting
 from aent_llm.tasks import (

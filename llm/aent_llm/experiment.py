@@ -368,7 +368,7 @@ def _entropy(given: Any, places: Places) -> dict[str, Any]:
 
 def _rule(name: str, given: Any, places: Places) -> Any:
     """A support, controller or shaping rule, its numbers converted by the fields of its class."""
-    from aent.methods import plain_name
+    from aent.registry import plain_name
     from aent_llm import config
 
     path = ("entropy", name)

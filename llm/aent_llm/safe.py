@@ -244,7 +244,8 @@ class SafeGRPOTrainer(ShapedGRPOTrainer):
                 super()._save_checkpoint(model, trial)
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
-                checkpoint.seal(folder, {"settings": self._settings, **self._state()})
+                settings = {**self._settings, "save_only_model": self.args.save_only_model}
+                checkpoint.seal(folder, {"settings": settings, **self._state()})
                 best = self.state.best_model_checkpoint
                 rotate_checkpoints(str(folder.parent), self.args.save_total_limit, best, use_mtime=True)
         self.accelerator.wait_for_everyone()
@@ -284,5 +285,6 @@ class _StepEnd(TrainerCallback):
         self.trainer._stop_if_weights_are_not_finite()
         if self.trainer._stop_number:
             control.should_save = control.should_training_stop = True
+            args.save_only_model = False  # of this one: it is there to be gone on from
         if control.should_training_stop and args.logging_strategy != IntervalStrategy.NO:
             control.should_log = True

@@ -334,8 +334,9 @@ def test_jit_checkpoints_of_transformers_are_refused(tmp_path) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_the_run_after_a_checkpoint(tmp_path, number) -> None:
-    """Also where none would be saved."""
-    one = small.trainer(tmp_path, **{**BASE, "save_strategy": "no"})
+    """Also where none would be saved, or weights alone."""
+    settings = {**BASE, "save_strategy": "no", "save_only_model": True, "max_steps": 2}
+    one = small.trainer(tmp_path, **settings)
     one.add_callback(At(1, lambda: os.kill(os.getpid(), number)))
     before = signal.getsignal(number)
     with signals.handled() as one.stop, pytest.raises(Interrupted) as caught:
@@ -345,6 +346,7 @@ def test_a_signal_ends_the_run_after_a_checkpoint(tmp_path, number) -> None:
     assert str(caught.value) == number.name
     assert caught.value.checkpoint == tmp_path / "checkpoint-1"
     assert last_complete(tmp_path) == (tmp_path / "checkpoint-1", [])
+    assert small.trainer(tmp_path, **settings).train(resume_from_checkpoint=True).global_step == 2
 
 
 def test_a_run_stopped_by_a_signal_goes_on_to_the_same_numbers(run, tmp_path) -> None:

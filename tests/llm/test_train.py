@@ -313,7 +313,7 @@ def test_a_terminated_run_says_how_to_go_on_and_does_to_the_same_numbers(parts, 
     assert main(["train", "--config", str(path), "--output", str(whole)]) == 0
 
     def third_step(columns):
-        return "trainer_state" in columns and columns["trainer_state"].global_step == 2
+        return columns["trainer_state"] is not None and columns["trainer_state"].global_step == 2
 
     signalling(monkeypatch, signal.SIGTERM, third_step)
     assert main(["train", "--config", str(path), "--output", str(cut)]) == 143
@@ -329,7 +329,7 @@ def test_a_terminated_run_says_how_to_go_on_and_does_to_the_same_numbers(parts, 
 
 
 def test_a_signal_during_evaluation_ends_the_run_at_once(parts, tmp_path, capsys, monkeypatch) -> None:
-    signalling(monkeypatch, signal.SIGINT, lambda columns: "trainer_state" not in columns)
+    signalling(monkeypatch, signal.SIGINT, lambda columns: columns["trainer_state"] is None)
     path, run = config(parts, tmp_path, max_steps=2), tmp_path / "run"
     assert main(["train", "--config", str(path), "--output", str(run)]) == 130
     line = capsys.readouterr().err.splitlines()[-1]

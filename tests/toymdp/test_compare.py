@@ -13,7 +13,7 @@ from scipy.stats import trim_mean
 
 from aent import methods as published
 from aent.controllers import Constant, Switch
-from aent.runs import read_run
+from aent.runs import locked, read_run
 from toymdp import compare
 from toymdp.compare import (
     METHODS,
@@ -109,6 +109,8 @@ def test_a_killed_comparison_resumes_to_the_same_rows(tmp_path: Path, monkeypatc
     pd.testing.assert_frame_equal(rows[0][rows[0]["method"] == "full"].reset_index(drop=True), last)
     with pytest.raises(FileExistsError, match="resume"):
         compare.main(parser.parse_args([*call, "--out", str(tmp_path / "cut")]))
+    with locked(tmp_path / "cut"), pytest.raises(BlockingIOError, match="in use by process"):
+        compare.main(parser.parse_args(again))
 
 
 def test_a_rate_that_diverges_is_never_the_best() -> None:
