@@ -242,8 +242,7 @@ class AEntGRPOConfig(GRPOConfig):
             )
         if self.save_total_limit == 1:
             raise ValueError(
-                "save_total_limit=1 deletes the last complete checkpoint while the next is being written; a kill at "
-                "that moment would lose the run. Use 2 or more"
+                "save_total_limit=1 keeps no checkpoint to fall back on where the newest is damaged. Use 2 or more"
             )
         if self.sampler_tolerance is not None and not 0 < self.sampler_tolerance < math.inf:
             raise ValueError(f"sampler_tolerance={self.sampler_tolerance}: expected a positive gap in nats, or None")
