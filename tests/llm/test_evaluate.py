@@ -436,7 +436,7 @@ def test_command_lines_that_cannot_be_carried_out(folder, problems_file, tmp_pat
         "names a set twice": [*model, *data, *data],
         "greedy samples are all equal": [*model, *data, "--greedy", "--samples", "4"],
         "contradict": [*model, *data, "--greedy", "--temperature", "0.6"],
-        "samples=0": [*model, *data, "--samples", "0"],
+        "samples: expected a whole number of at least 1": [*model, *data, "--samples", "0"],
         "above the context of 64": [*model, *data, "--max-tokens", "60"],
         "no such folder": ["--model", str(tmp_path / "nowhere"), *data],
         "no config.json, no weights, no tokenizer: save": ["--model", str(tmp_path / "empty"), *data],
