@@ -20,6 +20,7 @@ from aent_llm.__main__ import main
 from aent_llm.checkpoint import read_checked, write_checked
 
 HERE = Path(__file__).parent
+PATHS = os.pathsep.join([str(HERE), *os.environ.get("PYTHONPATH", "").split(os.pathsep)])
 BAND = {"type": "band", "initial": 0.1, "low": 1.9, "high": 2.0, "step_size": 0.5, "minimum": 0.01, "maximum": 5.0}
 UNSTABLE = ("step_time", "epoch")
 
@@ -349,7 +350,7 @@ def command(path: Path, run: Path, *more: str) -> list[str]:
 @pytest.mark.slow
 def test_kill_at_any_moment_then_resume_gives_the_same_numbers(parts, tmp_path) -> None:
     """Killed twice at random places; what is logged from the checkpoint on equals the run that was left alone."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE)}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": PATHS}
     path = config(parts, tmp_path)
     subprocess.run(command(path, tmp_path / "whole"), env=environment, check=True, capture_output=True, timeout=300)
     chance, killed = random.Random(time.time_ns()), tmp_path / "killed"
@@ -386,7 +387,7 @@ def test_with_vllm_the_sampler_follows_the_trainer(parts, tmp_path, tied) -> Non
     small.saved_model(tmp_path / "model", num_attention_heads=1, tied=tied)  # its attention on a CPU needs 32 a head
     path = config(parts, tmp_path, use_vllm=True, vllm_max_model_length=64, max_steps=4, learning_rate=0.03)
     free = {key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
-    environment = {**free, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE), "VLLM_LOGGING_LEVEL": "ERROR"}
+    environment = {**free, "OMP_NUM_THREADS": "1", "PYTHONPATH": PATHS, "VLLM_LOGGING_LEVEL": "ERROR"}
     done = subprocess.run(
         command(path, tmp_path / "run", f"--set=model.source={tmp_path / 'model'}"),
         env=environment, capture_output=True, text=True, timeout=300,
