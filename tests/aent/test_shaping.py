@@ -981,6 +981,17 @@ def test_group_rules_at_their_neutral_setting():
     np.testing.assert_array_equal(TemperedReinforce(alpha=0.0).group_advantages(wide, 1.2)[:, -2:], 0)
 
 
+@pytest.mark.parametrize("rule", [Shaping(), QuantileBaseline(), TemperedReinforce(alpha=0.5)], ids=repr)
+def test_rewards_that_are_integers_or_truth_values_are_numbers(rule):
+    rewards = np.random.default_rng(13).integers(0, 2, size=(4, 8))
+    expected = rule.group_advantages(rewards.astype(float), 0.4)
+    assert np.ptp(expected) > 0.4
+    for kind in (np.int64, np.int8, bool):
+        np.testing.assert_array_equal(rule.group_advantages(rewards.astype(kind), 0.4), expected)
+        found = rule.group_advantages(torch.tensor(rewards.astype(kind)), 0.4)
+        np.testing.assert_allclose(found.numpy(), expected, rtol=1e-12)
+
+
 # ------------------------------------------------------------------------------------------------------------ JSON
 
 
