@@ -28,7 +28,7 @@ import pandas as pd
 from joblib import Parallel, delayed
 from tqdm.auto import tqdm
 
-from aent.cli import positive_number, suggest, whole_number, workers
+from aent.cli import positive_number, whole_number, workers
 from aent.runs import Run
 from toymdp import suite
 from toymdp.learners import Learner, train
