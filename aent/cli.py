@@ -72,9 +72,10 @@ def run(name: str, command: Callable[[], int], *, extra: str) -> int:
 
 def describe(error: Exception, *, extra: str) -> str:
     """Describe an error of ``FOR_USERS`` in one line, with a hint at the traceback where the words are not ours."""
-    if isinstance(error, ModuleNotFoundError) and error.name and error.name.partition(".")[0] not in OURS:
-        return missing(error.name, extra)
     text = one_line(str(error)) or type(error).__name__
+    if isinstance(error, ModuleNotFoundError) and error.name and error.name.partition(".")[0] not in OURS:
+        by_python = text.startswith(("No module named", "import of"))  # else somebody has said it better
+        return missing(error.name, extra) if by_python else text
     if isinstance(error, MemoryError):
         return f"not enough memory ({text}); ask for less at a time"
     if isinstance(error, FileNotFoundError) and error.filename is None and len(error.args) > 1:  # of os.getcwd

@@ -96,8 +96,8 @@ class Controller:
         from_list=lambda values: np.asarray(values, dtype=float),
     )
 
-    def __init_subclass__(cls, **options: Any) -> None:
-        super().__init_subclass__(**options)
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
         Controller.registry.register(cls)
 
     def __post_init__(self) -> None:

@@ -89,8 +89,8 @@ class Support(Protocol):
     ``my_rules:MinP``, where a run is saved.
     """
 
-    def __init_subclass__(cls, **options: Any) -> None:
-        super().__init_subclass__(**options)
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
         SUPPORTS.register(cls)
 
     def weights(self, logits: Any) -> Any:

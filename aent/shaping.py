@@ -119,8 +119,8 @@ class Shaping:
     tempered_share: ClassVar[float] = 0.0  # of each group, sampled at the coefficient as temperature
     scales_logits: ClassVar[bool] = False
 
-    def __init_subclass__(cls, **options: Any) -> None:
-        super().__init_subclass__(**options)
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
         Shaping.registry.register(cls)
 
     def __post_init__(self) -> None:
@@ -200,9 +200,15 @@ def group_advantages(rewards: Any) -> Any:
         >>> group_advantages(np.array([[1.0, 0.0, 0.0, 1.0], [1.0, 1.0, 1.0, 1.0]])).round(3).tolist()
         [[0.866, -0.866, -0.866, 0.866], [0.0, 0.0, 0.0, 0.0]]
     """
-    xp = array_namespace(rewards)
+    xp, rewards = array_namespace(rewards), _floating(rewards)
     mean = xp.mean(rewards, axis=-1, keepdims=True)
     return (rewards - mean) / _deviation(rewards)
+
+
+def _floating(values: Any) -> Any:
+    """Integers and truth values as float64; anything else as it is."""
+    xp = array_namespace(values)
+    return values if xp.isdtype(values.dtype, "real floating") else xp.astype(values, xp.float64)
 
 
 def clipped(tokens: Tokens, advantages: Any, low: Any, high: Any) -> Any:
@@ -471,6 +477,7 @@ class TemperedReinforce(_PolicyRule):
     tempered_share: ClassVar[float] = 0.25
 
     def group_advantages(self, rewards: Any, coefficient: Any) -> Any:
+        rewards = _floating(rewards)
         xp, plain = array_namespace(rewards), rewards.shape[-1] - tempered_members(self, rewards.shape[-1])
         base, extra = rewards[..., :plain], rewards[..., plain:]
         score = (extra - xp.mean(base, axis=-1, keepdims=True)) / _deviation(base)
@@ -552,7 +559,7 @@ class QuantileBaseline(_PolicyRule):
     coefficients: ClassVar[str] = "[0, 1]"
 
     def group_advantages(self, rewards: Any, coefficient: Any) -> Any:
-        xp = array_namespace(rewards)
+        xp, rewards = array_namespace(rewards), _floating(rewards)
         return (rewards - _row_quantile(rewards, xp.ones_like(rewards), coefficient)) / _deviation(rewards)
 
 

@@ -211,7 +211,7 @@ class _Runs:
         policy, bonus = (np.ascontiguousarray(np.broadcast_to(part, shape), dtype=float) for part in weights)
         extra = None
         if self.own is not None:
-            extra, bonus = self._bonus_gradient(bonus), np.zeros(shape)
+            extra, bonus = self._bonus_gradient(bonus, self.own), np.zeros(shape)
         in_kernel = self.learner.parametrisation == "tabular" and extra is None
         shaped_kernels.update_runs(
             self.z, parameters.first_moment, parameters.second_moment, self.odds, self.statistics, self.shifts,
@@ -223,14 +223,14 @@ class _Runs:
         if not in_kernel:
             parameters.ascend(self.odds, t)
 
-    def _bonus_gradient(self, bonus: np.ndarray) -> np.ndarray:
+    def _bonus_gradient(self, bonus: np.ndarray, support: Support) -> np.ndarray:
         """(R, S, A): sum_t start/G b_t dH~/dz over a support rule of one's own; ``bonus`` is (R, B, H)."""
         states, paid = self.rollout.states, np.zeros(self.z.shape[:2])
         share = self.mdp.start[states[..., :1]] / self.learner.group_size
         runs = np.broadcast_to(np.arange(len(states))[:, None, None], states.shape)
         inside = states >= 0
         np.add.at(paid, (runs[inside], states[inside]), (share * bonus)[inside])
-        return paid[..., None] * entropy_gradient(self.z, support=self.own)
+        return paid[..., None] * entropy_gradient(self.z, support=support)
 
 
 def _bonus_over(support: Support, actions: int) -> tuple[int, float]:

@@ -255,7 +255,8 @@ def _phrase_value(text: str, at: int) -> _Found | None:
     window, place = text[at : at + WINDOW], 0
     line = text[max(0, at - 200) : at].rpartition("\n")[2]
     if line.count("**") % 2:  # "**Answer:** 42": these stars close
-        place = re.compile(r"\s*\*\*[\s:]*").match(window).end() if re.match(r"\s*\*\*", window) else 0
+        stars = re.match(r"\s*\*\*[\s:]*", window)
+        place = stars.end() if stars else 0
     place = re.compile(r"[\s`>\"“}_=:]*").match(window, place).end()  # type: ignore[union-attr]
     place = _FILLER.match(window, place).end()  # type: ignore[union-attr]
     if _DENIAL.match(window, place):

@@ -224,7 +224,7 @@ class AEntGRPOConfig(GRPOConfig):
             raise ValueError(f"entropy_engine={self.entropy_engine!r}: expected one of {', '.join(get_args(Engine))}")
         if self.entropy_warmup_steps < 0:
             raise ValueError(f"entropy_warmup_steps={self.entropy_warmup_steps}: expected a number of phases >= 0")
-        if self.entropy_warmup_steps and self.entropy_controller.get("warmup_steps"):
+        if self.entropy_warmup_steps and getattr(controller(self.entropy_controller), "warmup_steps", 0):
             raise ValueError("give the warm-up once: entropy_warmup_steps, or warmup_steps of the Band controller")
         steps: int = self.steps_per_generation  # type: ignore[assignment]
         if steps % self.gradient_accumulation_steps:

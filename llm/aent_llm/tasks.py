@@ -193,11 +193,11 @@ def write_results(path: Path, text: str, *, replace: bool) -> None:
         OSError: it cannot be written, or, without ``replace``, exists by now; says where the results are instead.
     """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        check_writable(path.parent)  # makes it again if it was removed meanwhile
         write_atomically(path, text, replace=replace)
-    except FileExistsError:
-        raise  # says itself where the text is
     except OSError as error:
+        if isinstance(error, FileExistsError) and path.exists():
+            raise  # says itself where the text is
         raise OSError(f"{error}. The results are in {keep_elsewhere(path.name, text)}") from None
 
 

@@ -21,7 +21,8 @@ def ended(capsys, error: BaseException) -> tuple[int, str]:
         (FileNotFoundError(2, "No such file"), "name: the current folder no longer exists; change to another one\n"),
         (OSError("two\n  lines \x1b[31mred"), "name: two lines ?[31mred\n"),
         (MemoryError("1 TB"), "name: not enough memory (1 TB); ask for less at a time\n"),
-        (ModuleNotFoundError("", name="rich.table"), f"name: {cli.missing('rich', 'figures')}\n"),
+        (ModuleNotFoundError("needs vLLM: run this", name="vllm"), "name: needs vLLM: run this\n"),
+        (ModuleNotFoundError("No module named 'rich'", name="rich.table"), f"name: {cli.missing('rich', 'figures')}\n"),
         (ValueError("x"), "name: x (AENT_DEBUG=1 shows where this was raised)\n"),  # these words are not ours
     ],
 )

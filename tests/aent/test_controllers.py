@@ -540,6 +540,7 @@ BOX = {"minimum": 0.1, "maximum": 1.0}
         (Dual, {"target": 1.0, "step_size": 1.0, "initial": 0.1, "minimum": 0.0, "maximum": 1.0}, "no logarithm"),
         (Dual, {"target": -1.0, "step_size": 1.0, "initial": 0.1, **BOX}, "target must be"),
         (Constant, {"coefficient": math.nan}, "finite"),
+        (Schedule, {"initial": 0.0, "final": math.nan, "steps": 2}, "finite"),
         (Schedule, {"initial": 0.0, "final": 1.0, "steps": 0}, "at least 1"),
         (Schedule, {"initial": 0.0, "final": 1.0, "steps": 2, "shape": "square"}, "'cosine'"),
         (Spring, {"strength": 0.0}, r"use Constant\(0\)"),

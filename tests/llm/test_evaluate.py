@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,8 +20,12 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 import small
 from aent_llm import benchmarks
+from aent_llm.__main__ import main as aent_llm
+from aent_llm.config import AEntGRPOConfig
 from aent_llm.evaluate import EvalConfig, evaluate, interval, main, majority, pass_at_k
 from aent_llm.generate import Completion, encode_prompts, load_tokenizer, transformers_sampler, vllm_sampler
+from aent_llm.rewards import CORRECT_REWARD, is_correct
+from aent_llm.tasks import write_results
 
 PROMPTS = ["w1", "w2 w3 w4 w5 w6 w7 w8", "w9 w10", "w40 w41 w42"]
 
@@ -327,6 +332,23 @@ def test_the_summary_is_what_a_hand_computes():
     assert record[2] == {"prompt": "2", "answer": "3", "completions": table[2], "rewards": [None, 0.0, 0.0]}
 
 
+def test_correct_is_half_a_reward_and_more_everywhere():
+    """The same completions in evaluation, calibration and the trainer's default; exactly one half counts."""
+    table = [["half"], ["less"], ["none"]]
+    worth = {"half": 0.5, "less": 0.49999, "none": None}
+    problems = [{"prompt": str(i)} for i in range(3)]
+
+    def reward(completions, **_):
+        return [worth[text] for text in completions]
+
+    config = EvalConfig(samples=1)
+    assert evaluate(scripted(table), problems, reward, config, progress=False)["per_problem"]["correct"] == [1, 0, 0]
+    assert [is_correct(value) for value in worth.values()] == [True, False, False]
+    assert AEntGRPOConfig.correct_reward == CORRECT_REWARD == 0.5
+    stricter = evaluate(scripted(table), problems, reward, config, progress=False, correct_reward=0.6)
+    assert stricter["per_problem"]["correct"] == [0, 0, 0]
+
+
 def test_conversations_data_sets_and_limits():
     problems = Dataset.from_list([{"prompt": [{"role": "user", "content": str(i)}], "answer": "1"} for i in range(5)])
 
@@ -385,17 +407,129 @@ def test_the_command_writes_everything_and_overwrites_nothing(folder, problems_f
     assert sorted(path.name for path in out.parent.iterdir()) == ["eval.json"]  # no draft is left
 
 
-def test_a_dry_run_loads_no_weights_and_plans_the_rest(folder, problems_file, tmp_path, capsys):
+def without_weights(folder, tmp_path):
+    """A model folder in which everything is right but the weights: whoever loads them gets another error."""
     bare = tmp_path / "bare"
     bare.mkdir()
     for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
         (bare / name).write_bytes((folder / name).read_bytes())
     (bare / "model.safetensors").write_bytes(b"not weights")
+    return bare
+
+
+@pytest.mark.parametrize("command", ["eval", "calibrate"])
+def test_a_place_that_cannot_be_written_is_noticed_before_the_model_is_loaded(
+    folder, problems_file, tmp_path, capsys, command
+):
+    common = ["--model", str(without_weights(folder, tmp_path)), "--data", str(problems_file)]
+    common += ["--reward", "exact_match"]
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "link.json").symlink_to(tmp_path / "nowhere.json")
+    for place in ("file/out.json", "file/deeper/out.json", "file", "link.json"):
+        assert aent_llm([command, *common, "--out", str(tmp_path / place)]) == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1
+        assert str(tmp_path / "file") in error or "already exists" in error
+    assert (tmp_path / "file").read_text() == "mine"
+    assert aent_llm([command, *common, "--out", "/proc/aent.json"]) == 2
+    assert "cannot write /proc" in capsys.readouterr().err
+    if command == "eval":
+        one = str(tmp_path / "one.json")
+        assert aent_llm(["eval", *common, "--out", one, "--completions", one]) == 2
+        assert "asked for twice" in capsys.readouterr().err
+
+
+def test_results_that_cannot_be_written_are_left_elsewhere(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(
+        OSError, match=r"cannot write .*file: .*; part of the path is a file; choose another place. The results are in "
+    ) as caught:
+        write_results(tmp_path / "file" / "eval.json", "hours", replace=False)
+    place = Path(str(caught.value).rpartition("The results are in ")[2])
+    assert place.read_text() == "hours"
+    place.unlink()
+
+
+def test_results_made_meanwhile_are_kept_and_so_are_ours(tmp_path):
+    path = tmp_path / "new" / "eval.json"
+    write_results(path, "1", replace=False)
+    write_results(path, "2", replace=True)
+    with pytest.raises(FileExistsError, match="was not overwritten; what was to be in it is in"):
+        write_results(path, "3", replace=False)
+    assert path.read_text() == "2"
+    assert [one.read_text() for one in path.parent.iterdir() if one != path] == ["3"]
+
+
+def test_on_a_full_disk_the_results_are_printed(tmp_path):
+    """A limit on the size of files is a full disk to a program, for the result and for every other place alike."""
+    code = f"""
+import resource
+from pathlib import Path
+from aent_llm.rewards import CORRECT_REWARD, is_correct
+from aent_llm.tasks import write_results
+resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
+write_results(Path({str(tmp_path)!r}) / "eval.json", "hours " * 100, replace=False)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 1
+    assert done.stdout == "hours " * 100
+    assert "eval.json: File too large" in done.stderr
+    assert "The results are in what was printed on standard output" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_completions_outlive_a_reward_that_fails(folder, problems_file, tmp_path, monkeypatch):
+    (tmp_path / "failing_reward_of_test.py").write_text(
+        "def fails(completions, **kwargs):\n    raise KeyError('key of mine')\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    arguments = ["--model", str(folder), "--data", str(problems_file), "--samples", "2", "--max-tokens", "5"]
+    with pytest.raises(ValueError, match=r"failing_reward_of_test:fails failed \(KeyError: 'key of mine'\)") as caught:
+        main([*arguments, "--reward", "failing_reward_of_test:fails", "--out", str(tmp_path / "eval.json")])
+    place = Path(str(caught.value).rpartition("completions are in ")[2])
+    lines = [json.loads(line) for line in place.read_text().splitlines()]
+    place.unlink()
+    policy = drawn(small.model(1, hidden_size=64), PROMPTS, samples=2, max_tokens=5)
+    assert [line["completions"] for line in lines] == [[one.text for one in ones] for ones in policy]
+
+
+def test_a_dry_run_loads_no_weights_and_plans_the_rest(folder, problems_file, tmp_path, capsys):
+    bare = without_weights(folder, tmp_path)
     assert main(["--model", str(bare), "--data", str(problems_file), "--greedy", "--dry-run"]) == 0
     plan = json.loads(capsys.readouterr().out)
     assert plan["config"]["max_tokens"] == 64 - 7  # what the longest prompt leaves
     assert (plan["config"]["samples"], plan["config"]["temperature"]) == (1, 0.0)
     assert plan["data"][0]["problems"] == len(PROMPTS)
+
+
+@pytest.mark.parametrize("command", ["eval", "calibrate"])
+def test_bad_input_is_one_line_and_exit_2_before_the_weights(folder, problems_file, tmp_path, capsys, command):
+    model = ["--model", str(without_weights(folder, tmp_path))]
+    data = ["--data", str(problems_file)]
+    (tmp_path / "null.jsonl").write_text('{"prompt": "w1", "answer": null}\n')
+    (tmp_path / "broken").mkdir()
+    for name in ("config.json", "tokenizer.json", "model.safetensors"):
+        (tmp_path / "broken" / name).write_text("{")
+    cases = {
+        "did you mean --samples": [*model, *data, "--sample-count", "4"],
+        "invalid int value: 'x'": [*model, *data, "--samples", "x"],
+        "samples": [*model, *data, "--samples", "0"],
+        "seed": [*model, *data, "--seed", "-1"],
+        "temperature": [*model, *data, "--temperature", "nan"],
+        "above the context of 64": [*model, *data, "--max-tokens", "60"],
+        "unknown reward": [*model, *data, "--reward", "exactmatch"],
+        "no chat template": [*model, *data, "--chat"],
+        "did you mean 'math500'": [*model, "--data", "math50"],
+        "no file": [*model, "--data", str(tmp_path / "nowhere.jsonl")],
+        "no reference answer (null). Such rows: 1 of 1": [*model, "--data", str(tmp_path / "null.jsonl")],
+        "no such folder": ["--model", str(tmp_path / "nowhere"), *data],
+        "broken": ["--model", str(tmp_path / "broken"), *data],
+    }
+    for message, arguments in cases.items():
+        assert aent_llm([command, *arguments]) == 2, arguments
+        captured = capsys.readouterr()
+        assert message in captured.err
+        assert captured.err.count("\n") == 1, captured.err
 
 
 def test_command_lines_that_cannot_be_carried_out(folder, problems_file, tmp_path):

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import math
 import multiprocessing
+import signal
 import threading
 import time
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from aent_llm import mathematics, rewards, tiny
 from aent_llm.announcements import boxed_answer, final_answer, hash_answer
-from aent_llm.rewards import exact_match, math_verify, parses, reward_function
+from aent_llm.rewards import exact_match, math_verify, parses, reward_function, score_completions
 
 rationals = st.fractions(min_value=-50, max_value=50, max_denominator=40)
 # Denominators 2^a 5^b: a finite decimal, so that no rounding is involved.
@@ -158,6 +162,24 @@ def test_a_comparing_process_that_dies_is_replaced() -> None:
     assert math_verify([r"\boxed{1/7}"], [r"\frac{2}{14}"]) == [1.0]
 
 
+def test_an_interrupted_question_leaves_no_answer_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rewards, "TIMEOUT_SECONDS", 2)
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    assert math_verify([r"\boxed{1/3}"], [r"\frac{2}{6}"]) == [1.0]
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.3)
+        with pytest.raises(KeyboardInterrupt):
+            math_verify([r"\boxed{9^{9^{9^{9}}}}"], ["42"])
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert math_verify([r"\boxed{1/7}"], [r"\frac{2}{14}"]) == [1.0]  # the answer to the question before was 0
+
+
 def test_a_fork_starts_a_comparing_process_of_its_own() -> None:
     """Two processes on one pipe would read each other's answers; ``datasets`` and trainers fork."""
     assert math_verify([r"\boxed{1/3}"], [r"\frac{2}{6}"]) == [1.0]
@@ -252,6 +274,60 @@ def test_boxed_finds_its_closing_brace(content: str) -> None:
 def test_nothing_marked_is_nothing_found() -> None:
     assert boxed_answer("no box {1}") is None
     assert hash_answer("### 3") is None
+
+
+# ------------------------------------------------------------------------------------------------- scoring, as TRL does
+ROWS = [{"prompt": "a", "answer": "1"}, {"prompt": [{"role": "user", "content": "b"}], "answer": "2"}]
+
+
+def scored(reward: Any) -> list[float | None]:
+    return score_completions(reward, ROWS, ["one", "two"], [[1], [2, 3]])
+
+
+def test_a_reward_is_called_as_trl_calls_it() -> None:
+    seen: dict[str, Any] = {}
+
+    def reward(
+        completions: Any, answer: Any, trainer_state: Any, log_extra: Any, log_metric: Any, **columns: Any
+    ) -> Any:
+        log_extra("seen", ["x", "y"])
+        log_metric("mean", 0.5)
+        seen.update(columns, completions=completions, answer=answer)
+        return np.array([0.25, math.nan])
+
+    assert scored(reward) == [0.25, None]
+    assert seen == {
+        "prompts": [row["prompt"] for row in ROWS],
+        "completions": ["one", [{"role": "assistant", "content": "two"}]],
+        "completion_ids": [[1], [2, 3]],
+        "answer": ["1", "2"],
+    }
+
+
+def test_an_async_reward_is_awaited() -> None:
+    async def later(completions: Any, **_: Any) -> list[float | None]:
+        await asyncio.sleep(0)
+        return [1.0, None]
+
+    assert scored(later) == [1.0, None]
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ([1.0], "the reward given returned 1 values for 2 completions"),
+        ([1.0, math.inf], r"the reward given, completion 1 \('two'\): inf; expected a finite number"),
+        ([-math.inf, 1.0], r"the reward given, completion 0 \('one'\): -inf"),
+        (["x", 1.0], "completion 0 .*expected a number or None, got 'x'"),
+        ([1.0, [2]], r"completion 1 .*expected a number or None, got \[2\]"),
+    ],
+)
+def test_rewards_that_are_no_numbers_are_named(values: list[Any], message: str) -> None:
+    def given(**_: Any) -> list[Any]:
+        return values
+
+    with pytest.raises(ValueError, match=message):
+        scored(given)
 
 
 # ------------------------------------------------------------------------------------------------------------- names
