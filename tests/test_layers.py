@@ -23,7 +23,7 @@ LAZY = {"aent/bench.py": {"torch"}, "toymdp/bench.py": {"torch"}, "llm/aent_llm/
 MATPLOTLIB = {"matplotlib", "cycler", "PIL"}  # colour cycles cannot be set without its own cycler; Pillow comes with it
 # pyyaml's import name; vLLM is one of two extras and imported inside functions; the next two come with datasets, Triton
 # with CUDA builds of torch, so that only kernels.py may need it to be imported at all (tests/llm/test_kernels.py)
-LLM = {"yaml", "vllm", "numpy", "pyarrow", "huggingface_hub", "triton"}
+LLM = {"yaml", "vllm", "numpy", "pyarrow", "huggingface_hub", "safetensors", "triton"}  # safetensors: transformers
 FOLDERS = {"aent_llm": "llm/aent_llm"}  # packages that are not at the root of the checkout
 
 
