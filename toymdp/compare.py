@@ -258,9 +258,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--methods",
         nargs="+",
+        action="extend",
         metavar="NAME",
-        default=["all"],
-        help=f"all, or of {', '.join(METHODS)}; one of your own is module:name",
+        help=f"all (default), or of {', '.join(METHODS)}; one of your own is module:name",
     )
     parser.add_argument("--steps", type=whole_number(1, 10**9), help="updates per run instead of the scale's")
     parser.add_argument(
@@ -273,7 +273,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--gradient", choices=("sampled", "exact"), default="sampled")
     parser.add_argument("--parametrisation", choices=("tabular", "loglinear"), default="tabular")
     parser.add_argument(
-        "--rates", nargs="+", type=positive_number, help="learning rates to tune over (default: by optimiser)"
+        "--rates",
+        nargs="+",
+        action="extend",
+        type=positive_number,
+        help="learning rates to tune over (default: by optimiser)",
     )
     parser.add_argument("--jobs", type=workers, default=-1, help="joblib workers (default: -1, one per core)")
     parser.add_argument("--out", type=Path, help="keep rows in this run directory")
@@ -292,7 +296,7 @@ def main(args: argparse.Namespace) -> int:
         ValueError: settings, methods, learner or ``--out`` do not go together; nothing was computed.
     """
     settings, steps, budget = _SCALES[args.scale]
-    names = _wanted(args.methods, args.gradient)
+    names = _wanted(args.methods or ["all"], args.gradient)
     settings = tuple(suite.setting(name).name for name in args.settings or settings)
     rates = tuple(args.rates or DEFAULT_RATES[args.optimiser])
     _check_repeats("--settings", settings)
@@ -310,7 +314,7 @@ def main(args: argparse.Namespace) -> int:
         "budget": asdict(budget),
     }
     with _open_run(args.out, args.resume, config) as run:
-        if args.methods == ["all"] and len(names) < len(METHODS):
+        if args.methods in (None, ["all"]) and len(names) < len(METHODS):
             print(f"left out, because they weigh sampled tokens: {', '.join(sorted(set(METHODS) - set(names)))}")
         rows = compare(cells, names, budget, run=run, n_jobs=args.jobs, progress=True)
     _print(rows, args.scale)

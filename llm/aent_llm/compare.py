@@ -136,7 +136,8 @@ def _check_config(config: dict[str, Any], path: Path) -> None:
         if not isinstance(config.get(key) or {}, dict):
             raise ValueError(f"{path}: {key} must be a block of settings, got {config[key]!r}")
     try:
-        method(config), curves.band(config)
+        method(config)
+        curves.band(config)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: the entropy block cannot be read ({type(error).__name__}: {error})") from None
 

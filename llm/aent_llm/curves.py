@@ -98,7 +98,7 @@ def entropy_block(config: Mapping[str, Any]) -> dict[str, Any]:
 def band(config: Mapping[str, Any]) -> tuple[float, float] | None:
     """Return (low, high) of a controller that has both and can be drawn, in nats; None for another."""
     rule = typed(entropy_block(config)["controller"])
-    ends = [rule.get(key) for key in ("low", "high")]
+    ends: list[Any] = [rule.get(key) for key in ("low", "high")]
     if not all(isinstance(end, int | float) and math.isfinite(end) for end in ends):
         return None
     return float(ends[0]), float(ends[1])

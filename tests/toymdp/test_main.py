@@ -101,6 +101,8 @@ COMPARE = ["compare", "--scale", "smoke"]
         (["--settings"], "expected at least one argument"),
         (["--methods", "ful"], "did you mean 'full'?"),
         (["--methods", "none", "none"], "none is given twice"),
+        (["--methods", "none", "--methods", "ful"], "did you mean 'full'?"),
+        (["--methods", "ful", "--methods", "none"], "did you mean 'full'?"),
         (["--methods", "all", "none"], "'all' stands alone"),
         (["--methods", "clip-cov", "--gradient", "exact"], "use --gradient sampled"),
         (["--scale", "ful"], "did you mean 'full'?"),
