@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from aent import entropy as entropies
 from aent.controllers import Controller, State, controller_from_dict
 from aent.entropy import Full, entropy, entropy_gradient
 from aent.shaping import Shaping, Tokens, shaping_from_dict
@@ -274,9 +275,10 @@ def test_citations_have_a_title_and_an_id() -> None:
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], dict[str, Any]]:
-    """Execute a block as a script in an empty folder; its controllers are forgotten afterwards."""
-    monkeypatch.setattr(Controller, "registry", dict(Controller.registry))
-    monkeypatch.setattr(Shaping, "registry", dict(Shaping.registry))
+    """Execute a block as a script in an empty folder; its rules are forgotten afterwards."""
+    monkeypatch.setattr(Controller, "registry", Controller.registry.copy())
+    monkeypatch.setattr(Shaping, "registry", Shaping.registry.copy())
+    monkeypatch.setattr(entropies, "SUPPORTS", entropies.SUPPORTS.copy())
     monkeypatch.chdir(tmp_path)
 
     def execute(code: str) -> dict[str, Any]:

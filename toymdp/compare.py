@@ -255,7 +255,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--scale", choices=_SCALES, default="default", help="how much to run (default: %(default)s)")
     parser.add_argument("--settings", nargs="+", metavar="NAME", help="settings of the suite instead of the scale's")
     parser.add_argument(
-        "--methods", nargs="+", metavar="NAME", default=["all"], help=f"all, or of {', '.join(METHODS)}"
+        "--methods",
+        nargs="+",
+        metavar="NAME",
+        default=["all"],
+        help=f"all, or of {', '.join(METHODS)}; one of your own is module:name",
     )
     parser.add_argument("--steps", type=whole_number(1, 10**9), help="updates per run instead of the scale's")
     parser.add_argument(
@@ -323,11 +327,7 @@ def _wanted(asked: list[str], gradient: str) -> list[str]:
     """
     if "all" in asked and asked != ["all"]:
         raise ValueError("--methods: 'all' stands alone; leave it or the other names out")
-    names = list(METHODS) if asked == ["all"] else asked
-    for name in names:
-        if name not in METHODS:
-            hint = suggest(name, METHODS) or "."
-            raise ValueError(f"--methods: unknown method {name!r}{hint} Known: all, {', '.join(METHODS)}")
+    names = list(METHODS) if asked == ["all"] else [METHODS.find(name)[0] for name in asked]
     _check_repeats("--methods", names)
     need = [name for name in names if METHODS[name].needs_samples] if gradient == "exact" else []
     if need and asked != ["all"]:

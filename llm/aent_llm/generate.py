@@ -17,8 +17,9 @@ Shapes: U different prompts and R rows (prompt, sample) in a batch, L prompt tok
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
@@ -26,6 +27,9 @@ import torch
 from tqdm.auto import tqdm  # in a notebook one bar that moves, not a line per step
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedTokenizerFast
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
+from transformers.utils.chat_template_utils import _get_template_variables
+
+from aent_llm.rewards import did_you_mean
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -36,11 +40,16 @@ __all__ = [
     "context_length",
     "encode_prompts",
     "load_tokenizer",
+    "prompt_ids",
     "transformers_sampler",
     "vllm_sampler",
 ]
 
 Prompt = str | list[dict[str, Any]]  # plain text, or a conversation for the chat template
+CONTEXT_NAMES = ("max_position_embeddings", "n_positions", "max_sequence_length", "max_seq_len", "n_ctx")
+UNLIMITED = 10**9  # what configs write for "no limit"
+STRETCHED = ("yarn", "linear", "dynamic")
+OF_THE_TRAINER = {"messages", "tools", "chat_template", "add_generation_prompt", "tokenize", "return_dict", "padding"}
 
 
 class Completion(NamedTuple):
@@ -84,7 +93,11 @@ class _Rule(NamedTuple):
 
 
 def transformers_sampler(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, batch_tokens: int = 65_536
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    batch_tokens: int = 65_536,
+    chat_template_kwargs: Mapping[str, Any] | str | None = None,
 ) -> Sampler:
     """Sample from a model in memory, which may be one that is being trained.
 
@@ -93,13 +106,15 @@ def transformers_sampler(
         tokenizer: of the model.
         batch_tokens: rows * (prompt + max_tokens) of a batch stay below this (one row is always taken). A key-value
             cache of Qwen2.5-1.5B in bf16 is 28 KiB a token, so 65,536 tokens are 1.8 GiB.
+        chat_template_kwargs: switches of the chat template, as the model was trained with.
     """
     stop = _stop_ids(model.generation_config, tokenizer)
 
     def sample(prompts, *, samples, temperature, top_p, top_k, max_tokens, seed, progress):
         encoded = encode_prompts(
-            tokenizer, prompts, max_tokens=max_tokens, context=context_length(model.config), vocabulary=_embedded(model)
-        )
+            tokenizer, prompts, max_tokens=max_tokens, context=context_length(model.config),
+            vocabulary=_embedded(model), chat_template_kwargs=chat_template_kwargs,
+        )  # fmt: skip
         done: dict[tuple[int, int], Completion] = {}
         was_training = model.training
         model.eval()
@@ -126,6 +141,7 @@ def vllm_sampler(
     context: int | None = None,
     kv_cache_bytes: int = 256 << 20,
     gpu_memory_utilization: float = 0.9,
+    chat_template_kwargs: Mapping[str, Any] | str | None = None,
 ) -> Sampler:
     """Sample with a vLLM engine on the weights in a folder (or of a hub id).
 
@@ -135,6 +151,7 @@ def vllm_sampler(
         context: tokens of the longest prompt with its completion; None is the model's own limit.
         kv_cache_bytes: on a CPU, where vLLM would take half the memory of the machine.
         gpu_memory_utilization: on a GPU.
+        chat_template_kwargs: switches of the chat template, as the model was trained with.
 
     Raises:
         ModuleNotFoundError: vLLM is not installed; the message names the pip line.
@@ -171,7 +188,9 @@ def vllm_sampler(
 
     def sample(prompts, *, samples, temperature, top_p, top_k, max_tokens, seed, progress):
         limit = min(context or np.inf, context_length(config) or np.inf)
-        encoded = encode_prompts(tokenizer, prompts, max_tokens=max_tokens, context=limit)
+        encoded = encode_prompts(
+            tokenizer, prompts, max_tokens=max_tokens, context=limit, chat_template_kwargs=chat_template_kwargs
+        )
         parameters = [
             SamplingParams(
                 n=samples, temperature=temperature, top_p=top_p, top_k=top_k, max_tokens=max_tokens, logprobs=0,
@@ -204,6 +223,83 @@ def load_tokenizer(path: str | os.PathLike[str]) -> PreTrainedTokenizerBase:
     return (PreTrainedTokenizerFast if generic and "auto_map" not in saved else AutoTokenizer).from_pretrained(path)
 
 
+def prompt_ids(
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Prompt],
+    chat_template_kwargs: Mapping[str, Any] | str | None = None,
+    *,
+    first: int = 0,
+) -> list[list[int]]:
+    """Turn prompts into token ids, exactly as TRL's ``GRPOTrainer`` does: the one way for training and measuring.
+
+    Plain text gets the tokenizer's special tokens. A conversation goes through the chat template, which opens the
+    assistant's turn.
+
+    Args:
+        tokenizer: with a chat template, if prompts are conversations.
+        prompts: texts or lists of ``{"role": ..., "content": ...}``.
+        chat_template_kwargs: switches of the chat template, such as ``{"enable_thinking": False}``; see
+            ``chat_options``. They do nothing to plain text.
+        first: number of the first prompt, for messages.
+
+    Raises:
+        ValueError: a conversation without a template, one that the template refuses, a switch that it does not have.
+    """
+    if all(isinstance(prompt, str) for prompt in prompts):
+        return [list(ids) for ids in tokenizer(list(prompts))["input_ids"]] if len(prompts) else []  # type: ignore[arg-type]
+    if not tokenizer.chat_template:
+        raise ValueError(
+            "the prompts are conversations, but the model's tokenizer has no chat template: set data.chat: false "
+            "(--no-chat) for plain text, as a base model takes it, or use the instruct model"
+        )
+    options = chat_options(chat_template_kwargs, tokenizer)
+    return [
+        list(tokenizer(prompt)["input_ids"]) if isinstance(prompt, str) else _chat_ids(tokenizer, prompt, options, i)  # type: ignore[arg-type]
+        for i, prompt in enumerate(prompts, first)
+    ]
+
+
+def _chat_ids(tokenizer: Any, messages: list[dict[str, Any]], options: dict[str, Any], number: int) -> list[int]:
+    try:
+        ids = tokenizer.apply_chat_template(
+            messages, add_generation_prompt=True, tokenize=True, return_dict=True, **options
+        )
+    except Exception as error:  # whatever the template's author raises, for instance at a system message
+        raise ValueError(f"prompt {number}: the model's chat template refuses the messages ({error})") from error
+    return list(ids["input_ids"])
+
+
+def chat_options(given: Mapping[str, Any] | str | None, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """Check switches of a chat template: an unknown one would be ignored by the template without a word.
+
+    Args:
+        given: a mapping, or JSON of one, as TRL takes ``chat_template_kwargs``.
+        tokenizer: has the template.
+
+    Raises:
+        ValueError: no mapping, a switch that the template does not read, or one that the trainer sets.
+    """
+    if isinstance(given, str):
+        try:
+            given = json.loads(given)
+        except ValueError as error:
+            raise ValueError(f"chat_template_kwargs {given!r} is not JSON ({error})") from None
+    if given is not None and not isinstance(given, Mapping):
+        raise ValueError(f'chat_template_kwargs={given!r}: expected a mapping such as {{"enable_thinking": false}}')
+    options = dict(given or {})
+    if not options:
+        return {}
+    if ours := sorted(OF_THE_TRAINER & set(options)):
+        raise ValueError(f"chat_template_kwargs: {', '.join(ours)} is set by the trainer; leave it out")
+    switches = set(_get_template_variables(tokenizer.get_chat_template())) - OF_THE_TRAINER
+    if unknown := sorted(set(options) - switches - {"documents"}):
+        raise ValueError(
+            f"chat_template_kwargs: the model's chat template has no switch {unknown[0]!r}"
+            f"{did_you_mean(unknown[0], switches)} It reads: {', '.join(sorted(switches)) or 'none'}"
+        )
+    return options
+
+
 def encode_prompts(
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[Prompt],
@@ -211,8 +307,9 @@ def encode_prompts(
     max_tokens: int,
     context: float | None = None,
     vocabulary: int | None = None,
+    chat_template_kwargs: Mapping[str, Any] | str | None = None,
 ) -> list[list[int]]:
-    """Token ids of each prompt; a conversation goes through the chat template and opens the assistant's turn.
+    """Turn prompts into token ids (``prompt_ids``) and check that the model can complete them.
 
     Args:
         tokenizer: with a chat template, if prompts are conversations.
@@ -220,22 +317,17 @@ def encode_prompts(
         max_tokens: room that must be left for the completion.
         context: the model's limit on prompt and completion together; None is no limit.
         vocabulary: rows of the model's embedding; None leaves ids unchecked.
+        chat_template_kwargs: switches of the chat template.
 
     Raises:
-        ValueError: no prompt, an empty one, one too long, a conversation without a template, ids the model lacks.
+        ValueError: no prompt, an empty one, one too long, ids the model lacks, or as ``prompt_ids``.
     """
     if len(prompts) == 0:
         raise ValueError("no prompts: the list is empty")
-    encoded = []
-    for i, prompt in enumerate(prompts):
-        if isinstance(prompt, str):
-            ids = list(tokenizer(prompt)["input_ids"])  # pyright: ignore[reportArgumentType]
-        elif tokenizer.chat_template is None:
-            raise ValueError(f"prompt {i} is a conversation, but the tokenizer has no chat template: use plain prompts")
-        else:
-            ids = list(tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True)["input_ids"])  # pyright: ignore
+    encoded = prompt_ids(tokenizer, prompts, chat_template_kwargs)
+    for i, ids in enumerate(encoded):
         if not ids:
-            raise ValueError(f"prompt {i} has no tokens (text {prompt!r})")
+            raise ValueError(f"prompt {i} has no tokens (text {prompts[i]!r})")
         if context is not None and len(ids) + max_tokens > context:
             raise ValueError(
                 f"prompt {i} has {len(ids)} tokens; with max_tokens={max_tokens} that is {len(ids) + max_tokens}, "
@@ -245,13 +337,26 @@ def encode_prompts(
             raise ValueError(
                 f"prompt {i} has token {max(ids)}, but the model embeds {vocabulary} tokens: is the tokenizer its own?"
             )
-        encoded.append(ids)
     return encoded
 
 
 def context_length(config: Any) -> int | None:
-    """Most tokens a model with this config takes, prompt and completion together; None if it does not say."""
-    return getattr(config.get_text_config(), "max_position_embeddings", None)
+    """Return the most tokens that a model with this config takes, prompt and completion together.
+
+    It is None if the config does not say, or the model has no limit (ALiBi, recurrent models). A sliding window is no
+    limit. Rotary positions that are stretched (``rope_type`` yarn, linear or dynamic) reach as far as vLLM says.
+    """
+    text = config.get_text_config()
+    if getattr(text, "alibi", False):
+        return None
+    found = (getattr(text, name, None) for name in CONTEXT_NAMES)
+    limit = next((one for one in found if isinstance(one, int) and 0 < one < UNLIMITED), None)
+    rope = getattr(text, "rope_parameters", None) or getattr(text, "rope_scaling", None) or {}
+    kind, factor = rope.get("rope_type", rope.get("type")), rope.get("factor")
+    if limit is None or not factor or kind not in STRETCHED:
+        return limit
+    base = rope.get("original_max_position_embeddings", limit) if kind == "yarn" else limit
+    return max(limit, int(base * factor))
 
 
 # -------------------------------------------------------------------------------------------------------- internals

@@ -66,10 +66,14 @@ def prepare(experiment: Experiment, args: Any = None, *, processes: int = 1, ski
     if tokenizer is not None:
         context = _context(experiment, config)
         room = _room(context, experiment.of_train("max_completion_length"), "train.max_completion_length")
-        problems = _checked(experiment, "data", problems, tokenizer, room)
+        if args.chat_template_kwargs and not experiment.data.chat:
+            raise ValueError(
+                "train.chat_template_kwargs has no effect on plain text; set data.chat: true, or leave it out"
+            )
+        problems = _checked(experiment, "data", problems, tokenizer, room, args)
         if experiment.evaluation:
             room = _room(_length(config), experiment.evaluation.config.max_tokens, "evaluation.max_tokens")
-            held_out = _checked(experiment, "evaluation.data", held_out, tokenizer, room)
+            held_out = _checked(experiment, "evaluation.data", held_out, tokenizer, room, args)
         _check_model(experiment, args, config, skipped)
     if problems is not None and len(problems) < batch.prompts:
         raise ValueError(
@@ -114,7 +118,7 @@ def _problems(config: Any, skipped: list[str] | None) -> Any:
         return None
 
 
-def _checked(experiment: Experiment, name: str, problems: Any, tokenizer: Any, room: int | None) -> Any:
+def _checked(experiment: Experiment, name: str, problems: Any, tokenizer: Any, room: int | None, args: Any) -> Any:
     from aent_llm.data import check_problems
 
     if problems is None:
@@ -123,8 +127,9 @@ def _checked(experiment: Experiment, name: str, problems: Any, tokenizer: Any, r
     config = experiment.data if name == "data" or evaluation is None else evaluation.data
     try:
         return check_problems(
-            problems, tokenizer=tokenizer, max_prompt_tokens=room, reward_names=experiment.rewards, faulty=config.faulty
-        )
+            problems, tokenizer=tokenizer, max_prompt_tokens=room, reward_names=experiment.rewards,
+            faulty=config.faulty, chat_template_kwargs=args.chat_template_kwargs,
+        )  # fmt: skip
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
 
@@ -261,12 +266,11 @@ def _check_engine(args: Any, model: Any, support: Any, vocabulary: int) -> None:
     import torch
 
     from aent_llm import head_triton
-    from aent_llm.head_parts import Settings
-    from aent_llm.model_head import logit_scale
+    from aent_llm.head_parts import Settings, logit_transform
 
     if args.entropy_engine != "triton" or (args.device.type == "cpu" and not _interprets_triton()):
         return
-    scale, dtype = logit_scale(model.config.get_text_config()), torch.bfloat16 if args.bf16 else torch.float32
+    (scale, _), dtype = logit_transform(model.config), torch.bfloat16 if args.bf16 else torch.float32
     settings = Settings(support, temperature=args.temperature, logit_scale=scale, compute_dtype=dtype)
     if obstacle := head_triton.why_not(args.device, settings, vocabulary):
         raise ValueError(f"entropy.engine: triton: {obstacle}; auto would take torch")
@@ -313,14 +317,21 @@ def lora_config(experiment: Experiment) -> Any:
 
 
 def _check_optimiser(args: Any, model: Any) -> None:
-    """Whether optimiser and schedule exist here and take their options."""
+    """Whether optimiser, schedule and checkpointing of gradients exist here and take their options."""
     import torch
+    import torch.utils.checkpoint
     from transformers import Trainer, get_scheduler
 
     try:
         Trainer.get_optimizer_cls_and_kwargs(args, model)
     except Exception as error:  # ImportError, ValueError, RuntimeError
         raise ValueError(f"train.optim={getattr(args.optim, 'value', args.optim)}: {_first_line(error)}") from error
+    try:
+        if args.gradient_checkpointing_kwargs:
+            options = {"use_reentrant": False, **args.gradient_checkpointing_kwargs}
+            torch.utils.checkpoint.checkpoint(torch.clone, torch.zeros(1, requires_grad=True), **options)
+    except Exception as error:  # ValueError, TypeError
+        raise ValueError(f"train.gradient_checkpointing_kwargs: {_first_line(error)}") from error
     steps = args.max_steps if args.max_steps > 0 else 1000
     try:
         get_scheduler(

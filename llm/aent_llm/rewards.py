@@ -3,6 +3,10 @@
 A reward follows TRL's contract, ``f(completions, answer, **kwargs) -> list[float | None]``: one number per completion,
 in order; None leaves the row out. Completions are strings, or lists of messages ``{"role": ..., "content": ...}`` when
 the prompts are conversational. Whatever a model writes gives a reward, never an exception: what cannot be read is 0.0.
+A reference may be text or a number; where there is none (None, NaN) the reward is None.
+
+``announcements`` finds the final answer and ``answers`` reads it, for every reward alike; the rewards differ in how
+they compare it.
 
 Left out on purpose: format and length rewards, reward models. Any Python callable of that contract can be named by its
 dotted path instead (``reward_function``).
@@ -10,174 +14,148 @@ dotted path instead (``reward_function``).
 
 from __future__ import annotations
 
+import asyncio
 import difflib
 import functools
 import importlib
 import inspect
-import re
-import threading
-from collections.abc import Callable, Iterable, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
+
+from . import mathematics
+from .announcements import announced_answer, completion_text, read_final
+from .answers import read_answer, reference_text, same_answer
 
 Completion = str | Sequence[dict[str, Any]]
 Reward = Callable[..., list[float | None]]
 
+CORRECT_REWARD = 0.5  # a completion is correct when its reward is at least this
 TIMEOUT_SECONDS = 3  # of one parse and of one comparison; a usual one takes a millisecond, 9^{9^{9}} for ever
-_BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
-_BARE_BOX = re.compile(r"\\boxed\s+([^\s\\{}$]+)")
-_BRACE = re.compile(r"\\.|[{}]", re.DOTALL)  # an escaped brace, \{, is part of the answer and nests nothing
-_GROUPED = re.compile(r"[+-]?\d{1,3}(?:,\d{3})+(?:\.\d+)?")
-
-
-# ------------------------------------------------------------------------------------------------------ reading text
-def _last_box(text: str) -> tuple[int, str] | None:
-    r"""(start, content) of the last ``\boxed{...}`` whose braces balance."""
-    for opening in reversed(list(_BOX.finditer(text))):
-        depth = 1
-        for brace in _BRACE.finditer(text, opening.end()):
-            depth += {"{": 1, "}": -1}.get(brace.group(), 0)
-            if depth == 0:
-                return opening.start(), text[opening.end() : brace.start()].strip()
-    bare = list(_BARE_BOX.finditer(text))
-    return (bare[-1].start(), bare[-1].group(1)) if bare else None
-
-
-def boxed_answer(text: str) -> str | None:
-    r"""What the last ``\boxed{...}`` (or ``\fbox{...}``) with balanced braces holds, or None: the answers of MATH.
-
-    Examples:
-        >>> boxed_answer(r"so \boxed{1}, no: $\boxed{\frac{1}{2}}$.")
-        '\\frac{1}{2}'
-    """
-    found = _last_box(text)
-    return found[1] if found else None
-
-
-def hash_answer(text: str) -> str | None:
-    """What follows the last ``####`` on its line, or None: the answers of GSM8K.
-
-    Examples:
-        >>> hash_answer("6 * 7 = 42\\n#### 42")
-        '42'
-    """
-    start = text.rfind("####")
-    return text[start + 4 :].strip().partition("\n")[0].strip() if start >= 0 else None
-
-
-def final_answer(text: str) -> str:
-    r"""The final answer: the later of the last ``\boxed{...}`` and the last ``#### ...``; with neither, the whole text.
-
-    It is stripped of white space, enclosing ``$``, a full stop at the end, a currency sign before a number and the
-    thousands separators of a number (``1,000``, ``1,\!000``, ``1{,}000``). Nothing else is made equal: ``42.0`` is not
-    ``42`` (that is what ``math_verify`` is for), and the last number of a text is not taken for its answer.
-
-    Examples:
-        >>> [final_answer(t) for t in ("Paris.", r"it is $\boxed{1,000}$", "we pay\n#### $1,000")]
-        ['Paris', '1000', '1000']
-    """
-    box, mark = _last_box(text), text.rfind("####")
-    found = box[1] if box and box[0] > mark else hash_answer(text)
-    answer = " ".join((text if found is None else found).replace(r"\!", "").replace("{,}", ",").split())
-    answer = answer.removesuffix(".").strip()
-    if len(answer) > 1 and answer[0] == answer[-1] == "$":
-        answer = answer[1:-1].strip()
-    number = re.sub(r"^\\?[$€£¥]\s*(?=[\d.])", "", answer)
-    return number.replace(",", "") if _GROUPED.fullmatch(number) else number
-
-
-def completion_text(completion: Completion) -> str:
-    """The text of a completion: itself, or the content of its last message ("" when there is none)."""
-    if isinstance(completion, str):
-        return completion
-    content = completion[-1].get("content") if completion else ""
-    if isinstance(content, list):  # parts of a multi-modal message
-        content = "".join(part.get("text") or "" for part in content)
-    return content if isinstance(content, str) else ""
 
 
 # ----------------------------------------------------------------------------------------------------------- rewards
-def exact_match(completions: Sequence[Completion], answer: Sequence[str], **kwargs: Any) -> list[float | None]:
-    r"""1 when ``final_answer`` of the completion is that of the reference, letter by letter; else 0.
+def exact_match(completions: Sequence[Completion], answer: Sequence[Any], **kwargs: Any) -> list[float | None]:
+    r"""Return 1 where the final answer is the reference as text, else 0; None where there is no reference.
 
-    The reference may be the bare answer or a whole solution that ends in ``#### 42`` or ``\boxed{42}``.
+    A completion that announces no answer is all answer. Ways of writing that ``answers.read_answer`` removes do not
+    matter, nor does a unit that one side leaves out; a decimal number counts by its value (42.0 is 42). 1/2 is not 0.5
+    here: that is what ``math_verify`` is for. The reference may be the bare answer or a whole solution that ends in
+    ``#### 42`` or ``\boxed{42}``.
 
     Examples:
-        >>> exact_match(["6 * 7 = 42\n#### 42", "#### 41", "42"], ["#### 42"] * 3)
+        >>> exact_match(["6 * 7 = 42\n#### 42", "#### 41", "42"], ["#### 42", 42, 42.0])
         [1.0, 0.0, 1.0]
     """
-    pairs = zip(completions, answer, strict=True)
-    return [float(final_answer(completion_text(text)) == final_answer(reference)) for text, reference in pairs]
+    pairs = zip(completions, map(reference_text, answer), strict=True)
+    return [None if expected is None else _matched(completion_text(text), expected) for text, expected in pairs]
 
 
-def math_verify(completions: Sequence[Completion], answer: Sequence[str], **kwargs: Any) -> list[float | None]:
-    r"""1 when the completion's answer equals the reference as mathematics (``math-verify``), else 0; None: see Returns.
+def math_verify(completions: Sequence[Completion], answer: Sequence[Any], **kwargs: Any) -> list[float | None]:
+    r"""Return 1 where the announced answer equals the reference as mathematics (``math-verify``), else 0.
 
-    Read from a completion: the last ``\boxed{...}`` (boxes next to each other make a set); without one, a formula or
-    number announced by "answer" ("the answer is 42"). A number that merely stands somewhere, as where the length limit
-    cut a completion off, earns nothing. Fractions, decimals, sets, intervals, matrices are compared by value.
+    A completion that announces no answer (see ``announcements``) earns nothing: a number that merely stands somewhere,
+    as where the length limit cut the completion off, is none. Fractions, decimals, sets, intervals and matrices are
+    compared by value, words without regard to case; units are not compared.
 
-    A parse or a comparison is given up after ``TIMEOUT_SECONDS``, and counts as wrong. The limit is a signal, which
-    exists in the main thread only: called from another thread there is none (``math-verify`` warns of it once).
+    A parse or a comparison is given up after ``TIMEOUT_SECONDS``, and counts as wrong; it runs in a process of its own.
 
     Returns:
-        1.0 or 0.0 per completion; None where the reference itself cannot be parsed (``check_problems`` finds these).
+        1.0 or 0.0 per completion; None where the reference is missing or cannot be read (``check_problems`` finds it).
 
     Examples:
-        >>> math_verify([r"so $\boxed{0.5}$", "The answer is 1/2", "1/2", r"\boxed{2}"], [r"\frac{1}{2}"] * 4)
+        >>> math_verify([r"so $\boxed{0.5}$", "The answer is **1/2**", "1/2", r"\boxed{2}"], [r"\frac{1}{2}"] * 4)
         [1.0, 1.0, 0.0, 0.0]
     """
-    pairs = zip(completions, answer, strict=True)
-    return [_verified(completion_text(text), reference) for text, reference in pairs]
+    pairs = zip(completions, map(reference_text, answer), strict=True)
+    return [None if expected is None else _verified(completion_text(text), expected) for text, expected in pairs]
 
 
-def arithmetic(completions: Sequence[Completion], answer: Sequence[str], **kwargs: Any) -> list[float | None]:
-    """The reward of the embedded task, ``aent_llm.tiny.reward``."""
+def arithmetic(completions: Sequence[Completion], answer: Sequence[Any], **kwargs: Any) -> list[float | None]:
+    """Return the reward of the embedded task, ``aent_llm.tiny.reward``."""
     from .tiny import reward
 
     return [*reward(completions, answer, **kwargs)]
 
 
-def _verified(text: str, reference: str) -> float | None:
-    from math_verify import verify
-    from math_verify.errors import TimeoutException
+def _matched(text: str, reference: str) -> float:
+    return float(same_answer(read_final(text), read_final(reference)))
 
-    expected = _parsed_reference(reference)
+
+def _verified(text: str, reference: str) -> float | None:
     if not parses(reference):
         return None
-    # An alarm that rings between the end of the work and its cancelling escapes math-verify's own handlers.
-    try:
-        return float(verify(expected, _parsed(text), timeout_seconds=_seconds()))
-    except (Exception, TimeoutException):
+    announced, expected = announced_answer(text), read_final(reference)
+    if announced is None:
         return 0.0
-
-
-def parses(reference: str) -> bool:
-    """Whether ``math_verify`` can read this reference answer: as a formula, not only as a string of characters."""
-    return any(not isinstance(value, str) for value in _parsed_reference(reference))
+    given = read_answer(announced)
+    if same_answer(given, expected):
+        return 1.0
+    if given.is_words and expected.is_words:  # to sympy "listen" is a product, and so equal to "silent"
+        return float(given.value.casefold() == expected.value.casefold())
+    return float(mathematics.equal(expected, given, seconds=TIMEOUT_SECONDS))
 
 
 @functools.lru_cache(maxsize=8192)
-def _parsed_reference(reference: str) -> list[Any]:
-    r"""A reference is all answer, so it is read as if boxed: bare ``(1, 2]`` or ``\{1, 2\}`` is not found otherwise."""
-    text = hash_answer(reference) or reference
-    return _parsed(text if _BOX.search(text) else rf"\boxed{{{text}}}")
+def parses(reference: str) -> bool:
+    """Tell whether ``math_verify`` can read this reference as a formula or a name."""
+    return mathematics.readable(read_final(reference), seconds=TIMEOUT_SECONDS)
 
 
-def _parsed(text: str) -> list[Any]:
-    from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse
-    from math_verify.errors import TimeoutException
+def score_completions(
+    reward: Callable[..., Any],
+    rows: Sequence[Mapping[str, Any]],
+    texts: Sequence[str],
+    token_ids: Sequence[Sequence[int]],
+) -> list[float | None]:
+    """Call a reward as TRL does on one completion of each row; a conversation is answered by a message.
 
-    latex = LatexExtractionConfig(boxed_match_priority=0, try_extract_without_anchor=False)
-    plain = ExprExtractionConfig(try_extract_without_anchor=False)
-    seconds: Any = _seconds()  # math-verify takes None, though its annotation does not say so
+    Args:
+        reward: TRL's contract, plain or async; ``trainer_state`` is None, what it logs is dropped.
+        rows: the problem of each completion: "prompt" and the columns that the reward reads.
+        texts: the completions.
+        token_ids: of each completion.
+
+    Returns:
+        One number per completion; None where the reward gives None or NaN.
+
+    Raises:
+        ValueError: another number of values than completions, a value that is no number, or an infinite one.
+    """
+    name = getattr(reward, "__name__", type(reward).__name__)
+    given = reward(
+        prompts=[row["prompt"] for row in rows],
+        completions=[
+            text if isinstance(row["prompt"], str) else [{"role": "assistant", "content": text}]
+            for row, text in zip(rows, texts, strict=True)
+        ],
+        completion_ids=[list(ids) for ids in token_ids],
+        trainer_state=None,
+        log_extra=lambda *_: None,
+        log_metric=lambda *_: None,
+        **{key: [row[key] for row in rows] for key in rows[0] if key != "prompt"},
+    )
+    values = list(asyncio.run(given) if inspect.iscoroutine(given) else given)
+    if len(values) != len(texts):
+        raise ValueError(
+            f"the reward {name} returned {len(values)} values for {len(texts)} completions: expected one each"
+        )
+    return [_score(value, f"the reward {name}, completion {i} ({texts[i][-60:]!r})") for i, value in enumerate(values)]
+
+
+def _score(value: Any, place: str) -> float | None:
     try:
-        return parse(text, [latex, plain], extraction_mode="first_match", parsing_timeout=seconds)
-    except (Exception, TimeoutException):
-        return []
+        number = math.nan if value is None else float(value)
+    except (TypeError, ValueError):
+        raise ValueError(f"{place}: expected a number or None, got {value!r}") from None
+    if math.isinf(number):
+        raise ValueError(f"{place}: {number}; expected a finite number, or None for a completion to leave out")
+    return None if math.isnan(number) else number
 
 
-def _seconds() -> int | None:
-    return TIMEOUT_SECONDS if threading.current_thread() is threading.main_thread() else None
+def is_correct(score: float | None) -> bool:
+    """Tell whether a completion with this reward is correct: at least ``CORRECT_REWARD``; without one it is not."""
+    return score is not None and score >= CORRECT_REWARD
 
 
 # ------------------------------------------------------------------------------------------------------------- names

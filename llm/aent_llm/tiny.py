@@ -35,6 +35,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from aent_llm.announcements import completion_text
+from aent_llm.answers import reference_text
+
 from .schema import Count, NaturalNumber, Positive, check_fields, setting
 
 if TYPE_CHECKING:
@@ -127,18 +130,20 @@ def problems(count: int, *, seed: int = 0, split: str = "train") -> list[dict[st
 
 def final_answer(completion: str | Sequence[dict[str, Any]]) -> str:
     """What follows the last ``=``, or everything when there is none; a chat completion is its last message."""
-    text = completion if isinstance(completion, str) else completion[-1]["content"]
-    return text.rsplit("=", 1)[-1].strip()
+    return completion_text(completion).rsplit("=", 1)[-1].strip()
 
 
-def reward(completions: Sequence[Any], answer: Sequence[str], **_: Any) -> list[float]:
+def reward(completions: Sequence[Any], answer: Sequence[Any], **_: Any) -> list[float | None]:
     """1.0 where the final answer is exactly the right one, else 0.0 (reward ``arithmetic``; signature as in TRL).
+
+    None where there is no reference answer.
 
     Examples:
         >>> reward(["47", "12+35=47", "12+35=46", "12+35="], ["47"] * 4)
         [1.0, 1.0, 0.0, 0.0]
     """
-    return [float(final_answer(text) == right) for text, right in zip(completions, answer, strict=True)]
+    pairs = zip(completions, map(reference_text, answer), strict=True)
+    return [None if right is None else float(final_answer(text) == right) for text, right in pairs]
 
 
 # ---- the tokenizer -------------------------------------------------------------------------------------------------

@@ -270,8 +270,10 @@ def _measure(trainer: Any, experiment: Experiment, parts: Parts) -> dict:
 
     policy: Any = trainer.accelerator.unwrap_model(trainer.model)
     evaluation: Any = experiment.evaluation
-    sampler = transformers_sampler(policy, parts.tokenizer)
-    return evaluate(sampler, parts.held_out, parts.rewards[0], evaluation.config, progress=True)
+    sampler = transformers_sampler(policy, parts.tokenizer, chat_template_kwargs=trainer.args.chat_template_kwargs)
+    return evaluate(
+        sampler, parts.held_out, parts.rewards[0], evaluation.config, correct_reward=trainer.args.correct_reward
+    )
 
 
 def _check_directory(output: Path, resume: bool) -> None:

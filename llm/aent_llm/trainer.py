@@ -21,16 +21,15 @@ import math
 from typing import Any, ClassVar
 
 import torch
-from peft import PeftModel
 from transformers import TrainerCallback
 from transformers.trainer_utils import IntervalStrategy
 from transformers.utils import logging
 from trl.trainer.utils import create_model_from_path
 
 from aent.controllers import State
-from aent.entropy import Full, Tsallis
+from aent.entropy import Full, Tsallis, support_weights
+from aent_llm import agreement, sampler
 from aent_llm import config as configs
-from aent_llm import sampler
 from aent_llm.config import AEntGRPOConfig
 from aent_llm.diagnostics import Alarms, band, metrics, token_sums
 from aent_llm.finite import NonFiniteError
@@ -79,14 +78,8 @@ class AEntGRPOTrainer(SafeGRPOTrainer):
         self.alarms = Alarms(self.controller, clamp)
         check_kept_tokens(self.support, self.model.get_output_embeddings().weight.shape[0])
         self._check_shaping()
-        add_entropy_head(
-            self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model,
-            temperature=self.temperature,
-            support=self.support,
-            cast_lm_head_to_fp32=args.cast_lm_head_to_fp32,
-            tile_bytes=args.entropy_tile_bytes,
-            engine=args.entropy_engine,
-        )
+        self._add_heads()
+        self._tokenless = agreement.check(self, policy=self._base_model())
         if self.use_vllm:
             sampler.mend_sync(self.vllm_generation)
         self._window: list[torch.Tensor] = []  # sums of the micro-batches of this optimiser step
@@ -221,9 +214,9 @@ class AEntGRPOTrainer(SafeGRPOTrainer):
 
     def _check_sampler(self, theirs: torch.Tensor | None, ours: torch.Tensor, mask: torch.Tensor) -> None:
         """Before a phase's first update the policy is the one just synced: vLLM's log-probs must be the trainer's."""
-        if theirs is None:
+        if theirs is None or not self.use_vllm:  # a rollout_func of one's own: TRL does not use its log-probs either
             return
-        if reasons := sampler.incomparable(self.args):
+        if reasons := agreement.incomparable(self.args):
             logger.warning_once(f"vLLM's log-probs are not checked against the trainer's: {', '.join(reasons)}")
             return
         dtype = torch.bfloat16 if self.args.bf16 else torch.float16 if self.args.fp16 else self.model.dtype
@@ -237,6 +230,19 @@ class AEntGRPOTrainer(SafeGRPOTrainer):
             step=self.state.global_step,
         )
         self._metrics["train"]["sampler/mean_gap"].append(report.mean_gap)
+
+    def _generate(self, prompts: list[Any]) -> Any:
+        found = super()._generate(prompts)
+        prompt_ids, completion_ids, *_ = found
+        if self.rollout_func is not None:
+            agreement.check_ids([*prompt_ids, *completion_ids], self._base_model(), self._tokenizer)
+        if self._tokenless:
+            drawn = sum(token in self._tokenless for ids in completion_ids for token in ids)
+            counts = torch.tensor([drawn, sum(map(len, completion_ids))], device=self.accelerator.device)
+            drawn, total = self._over_ranks(counts)
+            mode = "train" if self.model.training else "eval"
+            self._metrics[mode]["sampler/tokenless_share"].append(drawn / max(total, 1))
+        return found
 
     # ---------------------------------------------------------------------------------------------------------- keep
 
@@ -258,13 +264,34 @@ class AEntGRPOTrainer(SafeGRPOTrainer):
         self._prompt_order = super()._get_train_sampler(dataset)
         return self._prompt_order
 
+    def _add_heads(self) -> None:
+        """Give the policy the entropy head, and the reference too where positions must be counted from the mask."""
+        policy, args = self._base_model(), self.args
+        options: dict[str, Any] = {
+            "temperature": self.temperature, "cast_lm_head_to_fp32": args.cast_lm_head_to_fp32,
+            "tile_bytes": args.entropy_tile_bytes, "engine": args.entropy_engine,
+            "positions_from_mask": agreement.counts_padding(policy, self.accelerator),
+        }  # fmt: skip
+        add_entropy_head(policy, support=self.support, **options)
+        if self.ref_model is not None and options["positions_from_mask"]:
+            add_entropy_head(self.ref_model, support=None, **options)
+
 
 def check_kept_tokens(support: Any, vocabulary: int) -> None:
-    """Refuse a clamp under which every entropy is 0.
+    """Refuse a clamp under which every entropy is 0, and a rule that does not answer with weights.
 
     Raises:
-        ValueError: it keeps a single token of this vocabulary.
+        ValueError: it keeps a single token of this vocabulary, or fails on a torch tensor.
     """
+    try:
+        support_weights(torch.linspace(-1.0, 1.0, 2 * vocabulary).view(2, vocabulary), support)
+    except ValueError:
+        raise
+    except Exception as error:  # whatever a rule of the user's may raise
+        raise ValueError(
+            f"{support}: weights(logits) failed on a torch tensor ({type(error).__name__}: {error}); use the functions "
+            "of array_api_compat.array_namespace(logits), which serve numpy and torch alike"
+        ) from error
     kept = support.kept(vocabulary) if hasattr(support, "kept") else 2
     if kept < 2:
         raise ValueError(f"{support} keeps {kept} of {vocabulary} tokens: its entropy is 0. Keep 2 or more")

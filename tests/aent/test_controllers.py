@@ -620,11 +620,11 @@ def test_a_measurement_rounded_below_zero_is_accepted():
 @pytest.mark.parametrize(
     ("saved", "message"),
     [
-        ({"type": "band"}, "did you mean 'Band'"),
+        ({"type": "bnd"}, "did you mean 'Band'"),
         ({"type": "_Boxed"}, "unknown controller"),
         ({}, "Known: Anchored, Band, BangBang, Constant, Doubling, Dual, .*, Schedule, Spring, Switch$"),
         ({"type": "Band", "low": 0.1}, "missing"),
-        ({**MATH.to_dict(), "beta": 1.0}, "unknown beta; expected high"),
+        ({**MATH.to_dict(), "beta": 1.0}, "unknown beta; expected initial, low, high"),
     ],
 )
 def test_bad_saved_controllers_are_refused(saved, message):

@@ -354,7 +354,7 @@ def test_settings_that_cannot_work_are_refused(settings: dict, match: str) -> No
 def test_an_existing_file_is_not_overwritten(tmp_path: Path) -> None:
     out = tmp_path / "entropy.yaml"
     out.write_text("mine")
-    with pytest.raises(FileExistsError, match="not overwritten"):
+    with pytest.raises(FileExistsError, match="nothing was overwritten"):
         main(["--out", str(out)])
     assert out.read_text() == "mine"
 

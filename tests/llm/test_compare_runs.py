@@ -165,6 +165,8 @@ def test_an_unknown_key_is_answered_with_near_ones(runs: Path) -> None:
         ({"method": "clip_cov"}, "clip_cov"),
         ({"method": "aent", "support": {"type": "top_k", "k": 64}}, "aent, top k 64 + band"),
         ({"shaping": {"type": "kl_covariance"}, "controller": 0.0}, "kl covariance, full, constant 0"),
+        ({"support": {"type": "not_here:MinP", "share": 0.1}, "controller": "not_here.Halving"}, "min p 0.1 + halving"),
+        ({"support": {"type": "not_here:Words", "kept": "odd"}, "controller": 0.1}, "words odd, constant 0.1"),
     ],
 )
 def test_methods_have_names(entropy: dict, expected: str) -> None:

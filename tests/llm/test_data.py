@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from transformers import PreTrainedTokenizerFast
 
 from aent_llm import data
 from aent_llm.data import DataConfig, check_problems, load_problems, short
+from aent_llm.rewards import exact_match, math_verify
 
 ROWS = [
     {"question": "What is 1+1?", "solution": r"It is $\boxed{2}$.", "level": 1, "gold": "2"},
@@ -82,6 +84,43 @@ def test_any_text_survives_a_file(tmp_path_factory: pytest.TempPathFactory, rows
 def test_numbers_are_answers(tmp_path: Path) -> None:
     source = jsonl(tmp_path / "n.jsonl", ROWS)
     assert [answer for _, answer in loaded(source, prompt="question", answer="gold")] == ["2", "0.5", "7"]
+
+
+@pytest.mark.parametrize(
+    ("type_", "values", "expected"),
+    [
+        (pyarrow.float64(), [42.0, 7.0, -0.5], ["42", "7", "-0.5"]),
+        (pyarrow.float32(), [42.0, 7.0, 0.1], ["42", "7", "0.1"]),
+        (pyarrow.int8(), [42, 7, -1], ["42", "7", "-1"]),
+        (pyarrow.decimal128(9, 2), [Decimal("42.00"), Decimal("7.50"), Decimal("-1")], ["42", "7.5", "-1"]),
+        (pyarrow.string(), ["42.0", " 7 ", "x"], ["42.0", "7", "x"]),
+    ],
+)
+def test_numbers_of_a_parquet_column_are_answers(
+    tmp_path: Path, type_: Any, values: list[Any], expected: list[str]
+) -> None:
+    """A column of whole numbers becomes floats as soon as pandas sees a missing one."""
+    columns = {"prompt": ["a", "b", "c"], "answer": pyarrow.array(values, type=type_)}
+    pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / "n.parquet")
+    answers = [answer for _, answer in loaded(str(tmp_path / "n.parquet"))]
+    assert answers == expected
+    for reward in (exact_match, math_verify):
+        assert reward([rf"\boxed{{{answer}}}" for answer in expected], answers) == [1.0] * 3
+
+
+def test_rows_without_an_answer_are_left_out_with_a_count(tmp_path: Path) -> None:
+    rows = [{"prompt": f"q{i}", "answer": None if i in (1, 3) else i} for i in range(5)]
+    rows[4]["answer"] = float("nan")
+    check: Any = {"tokenizer": words_tokenizer(), "max_prompt_tokens": None, "reward_names": ["math_verify"]}
+    for source in (jsonl(tmp_path / "a.jsonl", rows), parquet(tmp_path / "a.parquet", rows)):
+        problems = load_problems(DataConfig(source))
+        assert list(problems["answer"]) == ["0", None, "2", None, None]
+        with pytest.warns(UserWarning, match=r"row 1, column 'answer': no reference answer .*: 3 of 5; left out"):
+            assert check_problems(problems, **check)["prompt"][:] == ["q0", "q2"]
+        with pytest.raises(ValueError, match=r"no reference answer .*: 2 of 2; give data.answer"):
+            check_problems(problems.select([1, 3]), **check)
+        with pytest.warns(UserWarning, match="3 of 5"), pytest.raises(ValueError, match=r"row 0, .*fault: 5 of 5"):
+            check_problems(problems, **{**check, "max_prompt_tokens": 1})  # the count of rows is that of the file
 
 
 def test_blank_lines_and_a_byte_order_mark_are_no_damage(tmp_path: Path) -> None:
@@ -208,9 +247,8 @@ def test_settings_refused_before_anything_is_read(fields: dict[str, Any], messag
         ({"prompt": " \n", "answer": "1"}, r"row 1 \(line 3\): column 'prompt' holds no prompt but ' \\n'"),
         ({"prompt": 3, "answer": "1"}, "column 'prompt' holds no prompt but 3"),
         ({"answer": "1"}, "column 'prompt' holds no prompt but None"),
-        ({"prompt": "p", "answer": None}, r"row 1 \(line 3\): column 'answer' holds no answer but None"),
-        ({"prompt": "p", "answer": ""}, "column 'answer' holds no answer but ''"),
-        ({"prompt": "p", "answer": float("nan")}, "column 'answer' holds no answer but nan"),
+        ({"prompt": "p", "answer": ""}, r"row 1 \(line 3\): column 'answer' holds no answer but ''"),
+        ({"prompt": "p", "answer": float("inf")}, "column 'answer' holds no answer but inf"),
         ({"prompt": "p", "answer": True}, "column 'answer' holds no answer but True"),
         ({"prompt": "p", "answer": {"a": 1}}, "column 'answer' holds no answer but {'a': 1}"),
         (["p", "1"], r"bad.jsonl, line 3 is a list, expected an object"),
@@ -325,7 +363,7 @@ def test_a_tokenizer_that_cannot_take_the_messages(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no chat template"):
         check_problems(problems, tokenizer=words_tokenizer(chat_template=None), max_prompt_tokens=None, reward_names=[])
     strict = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}" + TEMPLATE
-    with pytest.raises(ValueError, match=r"rows 0 to 0: .*refuses the messages \(no system role\)"):
+    with pytest.raises(ValueError, match=r"prompt 0: .*refuses the messages \(no system role\)"):
         check_problems(
             problems, tokenizer=words_tokenizer(chat_template=strict), max_prompt_tokens=None, reward_names=[]
         )

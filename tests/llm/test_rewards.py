@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import threading
 import time
 from fractions import Fraction
@@ -13,16 +14,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aent_llm import rewards, tiny
-from aent_llm.rewards import (
-    boxed_answer,
-    exact_match,
-    final_answer,
-    hash_answer,
-    math_verify,
-    parses,
-    reward_function,
-)
+from aent_llm import mathematics, rewards, tiny
+from aent_llm.announcements import boxed_answer, final_answer, hash_answer
+from aent_llm.rewards import exact_match, math_verify, parses, reward_function
 
 rationals = st.fractions(min_value=-50, max_value=50, max_denominator=40)
 # Denominators 2^a 5^b: a finite decimal, so that no rounding is involved.
@@ -133,6 +127,45 @@ def test_a_computation_without_end_is_given_up(monkeypatch: pytest.MonkeyPatch) 
     start = time.monotonic()
     assert math_verify([r"\boxed{9^{9^{9^{9}}}}", r"\boxed{42}"], ["42", "42"]) == [0.0, 1.0]
     assert time.monotonic() - start < 30  # 1 s, and a busy machine
+
+
+@pytest.mark.parametrize("formula", [r"\gcd(10^{10^{10}}, 3)", "9^{9^{9^{9}}}"])
+@pytest.mark.parametrize("in_a_thread", [False, True])
+def test_a_computation_that_no_signal_ends_is_killed(
+    monkeypatch: pytest.MonkeyPatch, formula: str, in_a_thread: bool
+) -> None:
+    """The first is one call into C: Python sees no alarm during it, and in a thread there is no alarm at all."""
+    monkeypatch.setattr(rewards, "TIMEOUT_SECONDS", 1)
+    found: list[Any] = []
+
+    def work() -> None:
+        found.extend(math_verify([rf"\boxed{{{formula}}}", r"\boxed{84/2}"], ["42", "42"]))
+
+    if in_a_thread:
+        thread = threading.Thread(target=work, daemon=True)
+        thread.start()
+        thread.join(timeout=120)
+    else:
+        work()
+    assert found == [0.0, 1.0]
+
+
+def test_a_comparing_process_that_dies_is_replaced() -> None:
+    assert math_verify([r"\boxed{1/3}"], [r"\frac{2}{6}"]) == [1.0]
+    (child,) = mathematics._CHILD
+    child.kill()
+    child.wait()
+    assert math_verify([r"\boxed{1/7}"], [r"\frac{2}{14}"]) == [1.0]
+
+
+def test_a_fork_starts_a_comparing_process_of_its_own() -> None:
+    """Two processes on one pipe would read each other's answers; ``datasets`` and trainers fork."""
+    assert math_verify([r"\boxed{1/3}"], [r"\frac{2}{6}"]) == [1.0]
+    with multiprocessing.get_context("fork").Pool(2) as pool:
+        cases = [([rf"\boxed{{{i}/3}}"], [rf"\frac{{{2 * (i + i % 2)}}}{{6}}"]) for i in range(1, 41)]
+        found = pool.starmap(math_verify, cases, chunksize=1)
+    assert found == [[float(i % 2 == 0)] for i in range(1, 41)]
+    assert math_verify([r"\boxed{1/3}"], [r"\frac{2}{6}"]) == [1.0]
 
 
 def test_a_reference_that_does_not_parse_is_left_out() -> None:

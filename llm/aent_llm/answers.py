@@ -1,0 +1,245 @@
+r"""Read an answer: its variable, value and unit, freed from the ways of writing that do not change its meaning.
+
+Math delimiters, ``\text{}``, ``\left``, bold, currency signs, thousands separators and a full stop at the end go away;
+``-`` is one character. ``announcements`` finds the answer in a text.
+
+Left out: numbers as words ("forty-two", "5 million"), decimal commas.
+"""
+
+from __future__ import annotations
+
+import re
+from decimal import Decimal
+from typing import Any, NamedTuple
+
+__all__ = ["Answer", "is_formula", "read_answer", "reference_text", "same_answer"]
+
+LONGEST = 2000  # characters of an answer; a longer one is left as it is
+
+
+class Answer(NamedTuple):
+    """The parts of an answer: ``x = 5 cm`` has variable "x", value "5" and unit "cm"; absent parts are "".
+
+    Of a choice with its text, ``(B) Paris``, the variable is "(B)".
+    """
+
+    variable: str
+    value: str
+    unit: str
+
+    @property
+    def text(self) -> str:
+        """Variable and value, without the unit."""
+        joint = " " if self.variable.startswith("(") else " = "
+        return f"{self.variable}{joint}{self.value}" if self.variable else self.value
+
+    @property
+    def key(self) -> str:
+        """The value as it is compared: ``+042.50`` is ``42.5``, and white space counts between words only."""
+        if _DECIMAL.fullmatch(self.value):
+            return _plain_decimal(self.value)
+        return self.value if self.is_words else self.value.replace(" ", "")
+
+    @property
+    def is_words(self) -> bool:
+        """Whether the value is prose, ``no solution``, rather than a formula such as ``2xy``."""
+        return bool(_PROSE.fullmatch(self.value)) and (
+            bool(re.search(r"[A-Za-z]{4}", self.value)) or self.value.casefold() in ("yes", "no")
+        )
+
+
+def reference_text(reference: Any) -> str | None:
+    """Return a reference answer as text, a number in the shortest way to write it; None where there is no answer.
+
+    None, NaN, infinity and empty text are no answer. A list of one is its element; any other list or object is none.
+
+    Examples:
+        >>> [reference_text(one) for one in (" 42 ", 42, 42.0, 1e-7, True, None, float("nan"))]
+        ['42', '42', '42', '0.0000001', 'True', None, None]
+    """
+    if hasattr(reference, "tolist"):  # a numpy number; its own text keeps a float32 short
+        reference = Decimal(str(reference)) if _is_number(reference.tolist()) else reference.tolist()
+    if isinstance(reference, list | tuple):
+        return reference_text(reference[0]) if len(reference) == 1 else None
+    if isinstance(reference, str):
+        return reference.strip() or None
+    if isinstance(reference, bool):
+        return str(reference)
+    if not _is_number(reference):
+        return None
+    number = Decimal(str(reference))
+    return _plain_decimal(format(number, "f")) if number.is_finite() else None
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float | Decimal) and not isinstance(value, bool)
+
+
+# ------------------------------------------------------------------------------------------------------------ in parts
+_CHARACTERS = str.maketrans(
+    {
+        **dict.fromkeys("\u2212\u2010\u2011\ufe63\uff0d", "-"),
+        **dict.fromkeys("\u00a0\u2002\u2003\u2007\u2009\u202f", " "),
+        **{chr(0xFF10 + digit): str(digit) for digit in range(10)},
+        "×": r"\times ", "÷": r"\div ", "·": r"\cdot ", "⋅": r"\cdot ", "≤": r"\le ", "≥": r"\ge ", "≠": r"\ne ",
+        "π": r"\pi ", "∞": r"\infty ", "∪": r"\cup ", "∩": r"\cap ", "∅": r"\emptyset ", "°": r"^\circ ",
+        "²": "^2", "³": "^3", "½": r"\frac{1}{2}", "¼": r"\frac{1}{4}", "¾": r"\frac{3}{4}", "％": "%",
+    }
+)  # fmt: skip
+_SPELLINGS: list[tuple[re.Pattern[str], str]] = [
+    (re.compile(pattern), replacement)
+    for pattern, replacement in (
+        (r"(?<!\\)\\[()\[\]]|\\?\$|\*\*|__|`", ""),  # math delimiters, currency, bold
+        (r"^[*_=`\"“”]+|[*_=`\"“”]+$|</?(?:b|strong|i|em)>", ""),
+        (r"\\(?:left|right|displaystyle|textstyle)(?![A-Za-z])|(?<!\\)\\!", ""),
+        (r"\\[dtc]frac(?![A-Za-z])", r"\\frac"),
+        (r"\\frac\s*(\d)\s*(\d)", r"\\frac{\1}{\2}"),
+        (r"\{,\}", ","),
+        (r"(?<!\\)\\(?:[,;: ]|q?quad(?![A-Za-z]))|~", " "),
+        (r"\\varnothing(?![A-Za-z])", r"\\emptyset"),
+        (r"\\leq(?![A-Za-z])", r"\\le"),
+        (r"\\geq(?![A-Za-z])", r"\\ge"),
+        (r"√\s*(\d+|[A-Za-z])", r"\\sqrt{\1}"),
+        (r"√\s*\(([^()]*)\)", r"\\sqrt{\1}"),
+        (r"^[–—](?=[\d.])", "-"),
+        (r"^([+-]?)\s*(?:[€£¥₹]|USD|EUR|GBP|Rs\.?)\s*(?=[\d.])", r"\1"),
+        (r"\s+", " "),
+    )
+]
+_WRAPPER = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathit|mathsf|bm|boldsymbol|mbox|boxed|fbox)\s*\{")
+_WORD = re.compile(r"[A-Za-z]{3,}|\b(?:it|in|an|as|to|we|is|on|so|at|be|do|my|he|us)\b")
+_PROSE = re.compile(r"[A-Za-z][A-Za-z' .,-]*")
+_FUNCTIONS = {"and", "sqrt", "sin", "cos", "tan", "cot", "sec", "csc", "log", "exp", "inf", "infinity", "mod", "pmod"}
+_DECIMAL = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)")
+_GROUPED = re.compile(r"([+-]?)(\d{1,3}(?:([, _'])\d{3})(?:\3\d{3})*)(\.\d+)?")
+_SUM = re.compile(r"(?:(?:[^A-Za-z\\=<>!]|\\(?:times|cdot|div|frac)(?![A-Za-z]))*=\s*)+(?=[^=])")
+_CHOICE = re.compile(r"(?:\\text(?:bf|rm)?\{\s*\(?([A-H])[).]*\s*\}|\(?([A-H])(?:\)|[.:](?=\s)))\s*(?=[\w\\$.-])(.+)")
+VARIABLE = r"(?:[A-Za-z]|\\[A-Za-z]+)(?:_\{?\w+\}?)?(?:\([a-z]\))?'*"
+_ASSIGNED = re.compile(rf"({VARIABLE})\s*=\s*([^=]+)")
+_NUMBER = (
+    r"[+-]?\s*(?:\d[\d,]*(?:[ ]\d{3})*(?:\.\d+)?|\.\d+)(?:[ ]?\d+/\d+|/\d+)?|[+-]?\d*\s*\\frac\{[^{}]*\}\{[^{}]*\}"
+)
+_POWER = r"\s*\^\s*\{?[23]\}?"
+_UNIT_TEXT = r"\\(?:text|textrm|mathrm|mbox|operatorname)\s*\{([^{}]*)\}"
+_QUANTITY = re.compile(
+    rf"""(?P<number>{_NUMBER}) (?P<unit>
+        \s* (?: \\?% | \^\s*\{{?\s*\\circ\s*\}}?\s*(?:[CF]\b)? | \\degree | [€£¥₹¢] )
+      | (?: \s* {_UNIT_TEXT.replace("(", "(?:").replace("(?:?:", "(?:")} (?:{_POWER})? \s* [/·]? )+
+      | \s+ (?:(?:[A-Za-z]{{3,}}|cm|mm|dm|km|kg|mg|ml|mL|ft|in|mi|hr|lb|oz|am|pm|of|[mghsLl])\b)
+            (?:[\s/.'-]+ [A-Za-z]+ | {_POWER})*
+      | (?:cm|mm|km|kg|mg|ml|mL|ft|lbs?|oz|mph|km/h|m/s|hrs?|mins?|secs?|years?|days?|hours?) (?:{_POWER})?
+    )""",
+    re.VERBOSE,
+)
+_NO_UNIT = re.compile(
+    r"(?:and|or|to|through|plus|minus|times|over|divided|mod|base|hundred|thousand|million|billion|trillion|dozen|"
+    r"sqrt|sin|cos|tan|log|exp|pi|if|is|was|out|with|remainder|less|fewer|than)\b",
+    re.IGNORECASE,
+)
+_UNIT_NAMES = {"percent": "%", "percentage": "%", "pct": "%", "degree": "°", "degrees": "°"}
+
+
+def read_answer(raw: str) -> Answer:
+    r"""Split an answer into variable, value and unit, freed from the ways of writing that do not change it.
+
+    Examples:
+        >>> read_answer(r"$x = \dfrac12$"), read_answer("1,000 apples.").value, read_answer(r"\text{(C)}").value
+        (Answer(variable='x', value='\\frac{1}{2}', unit=''), '1000', 'C')
+    """
+    text = _cleaned(raw)
+    return _in_parts(text[sums.end() :] if (sums := _SUM.match(text)) else text)  # "6*7 = 42" is 42
+
+
+def read_whole(raw: str) -> Answer:
+    """Split a text that is all answer; unlike ``read_answer`` it takes ``6*7 = 42`` for an equation, not for 42."""
+    return _in_parts(_cleaned(raw))
+
+
+def _in_parts(text: str) -> Answer:
+    if len(text) > LONGEST:
+        return Answer("", text, "")
+    variable, value = "", text
+    if choice := _CHOICE.fullmatch(text):
+        variable, value = f"({choice[1] or choice[2]})", choice[3]
+    elif assigned := _ASSIGNED.fullmatch(text):
+        variable, value = assigned[1], assigned[2].strip()
+    quantity = _QUANTITY.fullmatch(value)
+    unit = ""
+    if quantity and not _NO_UNIT.match(quantity["unit"].strip()):
+        value, unit = quantity["number"].strip(), _unit_name(quantity["unit"])
+    if grouped := _GROUPED.fullmatch(value):
+        value = grouped[1] + re.sub(r"[, _']", "", grouped[2]) + (grouped[4] or "")
+    return Answer(variable, value, unit)
+
+
+def is_formula(raw: str) -> bool:
+    """Whether an announcement gives a number, a formula or a choice, not words."""
+    answer = read_answer(raw)
+    bare = re.sub(r"\\text\s*\{[^{}]*\}|\\[A-Za-z]+", " ", answer.value)
+    return bool(answer.value) and not any(word.lower() not in _FUNCTIONS for word in _WORD.findall(bare))
+
+
+def plain_characters(text: str) -> str:
+    """Replace look-alikes of digits, minus and space, and Unicode's mathematical signs by their LaTeX."""
+    return text.translate(_CHARACTERS)
+
+
+def same_answer(one: Answer, other: Answer) -> bool:
+    """Tell whether two answers are the same text; a variable or a unit that only one of them names does not matter.
+
+    ``(B) Paris`` is the same as ``B`` and as ``Paris``.
+    """
+    if one.variable == f"({other.value})" or other.variable == f"({one.value})":
+        return True
+    return (
+        one.key == other.key
+        and (one.unit == other.unit or not one.unit or not other.unit)
+        and (one.variable == other.variable or not one.variable or not other.variable)
+    )
+
+
+def _cleaned(raw: str) -> str:
+    if len(raw) > LONGEST:
+        return raw.strip()
+    text = plain_characters(raw)
+    for pattern, replacement in _SPELLINGS:
+        text = pattern.sub(replacement, text)
+    while True:
+        inner = _unwrapped(text.strip())
+        if inner == text:
+            return text
+        text = inner
+
+
+def _unwrapped(text: str) -> str:
+    """The text without its outermost wrapper: a full stop, a ``\\text{}`` around it all, the brackets of ``(C)``."""
+    text = re.sub(r"(?<![.])[.,;:]+$", "", text)
+    wrapper = _WRAPPER.match(text)
+    if wrapper and closes(text, wrapper.end()) == len(text):
+        return text[wrapper.end() : -1].strip()
+    return text[1] if re.fullmatch(r"\([A-H]\)", text) else text
+
+
+def closes(text: str, start: int) -> int:
+    """Where the brace that opens before ``start`` has been closed; 0 if nowhere."""
+    depth = 1
+    for brace in re.compile(r"\\.|[{}]", re.DOTALL).finditer(text, start):
+        depth += {"{": 1, "}": -1}.get(brace.group(), 0)
+        if depth == 0:
+            return brace.end()
+    return 0
+
+
+def _unit_name(unit: str) -> str:
+    """A unit in lower case, without LaTeX."""
+    name = re.sub(r"[{}\\\s]+", " ", re.sub(_UNIT_TEXT, r"\1", unit)).strip(" .").lower()
+    name = re.sub(r"\^ ?circ ?", "°", name)
+    return _UNIT_NAMES.get(name, name)
+
+
+def _plain_decimal(text: str) -> str:
+    """A decimal number without plus sign, leading or trailing zeros."""
+    whole, _, part = text.lstrip("+-").partition(".")
+    whole, part = whole.lstrip("0") or "0", part.rstrip("0")
+    plain = f"{whole}.{part}" if part else whole
+    return f"-{plain}" if text.startswith("-") and plain != "0" else plain

@@ -1,0 +1,176 @@
+r"""Compare answers as mathematics with ``math-verify``, in a process of its own that may be killed.
+
+A model may write ``\gcd(10^{10^{10}}, 3)``, which sympy computes inside one call into C: no signal ends that, in no
+thread. So ``equal`` asks a child process, which gives itself a limit of time (math-verify's own alarm, then the
+kernel's) and of memory. A child that dies counts as "not equal", and the next question starts a new one. It works from
+any thread, one question at a time. Starting takes about two seconds, an answer a few milliseconds.
+
+Left out: a pool of such processes (one comparison takes milliseconds, a rollout takes seconds).
+"""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import json
+import logging
+import os
+import re
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+from .answers import Answer
+
+__all__ = ["equal", "readable"]
+
+MEMORY = 4 << 30  # bytes of address space of the child
+_LOCK = threading.Lock()
+_CHILD: list[subprocess.Popen[str]] = []  # none, or one
+
+
+def equal(reference: Answer, answer: Answer, *, seconds: int) -> bool | None:
+    """Ask whether two answers are equal as mathematics; None where the reference is none (see ``readable``).
+
+    Args:
+        reference: the reference answer.
+        answer: what the model gives; a unit is not compared.
+        seconds: limit of time for reading and for comparing; beyond it the answers count as different.
+
+    Raises:
+        RuntimeError: the child process cannot be started.
+    """
+    question = json.dumps([_formula(reference), _formula(answer), seconds])
+    with _LOCK:
+        try:
+            child = _running_child()
+            print(question, file=child.stdin, flush=True)
+            reply = child.stdout.readline()  # type: ignore[union-attr]
+        except BrokenPipeError:
+            reply = ""
+        if not reply:
+            _stop_child()
+            return False
+    return json.loads(reply)
+
+
+def readable(reference: Answer, *, seconds: int = 3) -> bool:
+    """Tell whether math-verify reads this reference as a formula or name, not only as a string of characters."""
+    return any(not isinstance(value, str) for value in _parsed(_formula(reference), seconds))
+
+
+# ------------------------------------------------------------------------------------------------------------ the child
+def serve() -> None:
+    """Answer questions, one JSON line each, until the standard input ends; what the child process runs."""
+    import resource
+    import signal
+
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    logging.disable(logging.CRITICAL)  # math-verify reports every time-out
+    import math_verify  # noqa: F401 - before "ready", so that its import is not timed
+
+    print("ready", flush=True)
+    for line in sys.stdin:
+        reference, answer, seconds = json.loads(line)
+        signal.setitimer(signal.ITIMER_PROF, 4 * seconds)  # processor time; its signal kills, also inside C
+        try:
+            result = _compare(reference, answer, seconds)
+        except (MemoryError, RecursionError):
+            result = False
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        print(json.dumps(result), flush=True)
+
+
+def _running_child() -> subprocess.Popen[str]:
+    if not _CHILD or _CHILD[0].poll() is not None:
+        package = str(Path(__file__).parent.parent)
+        code = f"import sys; sys.path.insert(0, {package!r}); from aent_llm.mathematics import serve; serve()"
+        child = subprocess.Popen(
+            [sys.executable, "-c", code],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,  # Ctrl-C is for the trainer
+        )
+        if child.stdout.readline() != "ready\n":  # type: ignore[union-attr]
+            raise RuntimeError(f"math_verify: its process did not start (exit status {child.wait()}, see above)")
+        _CHILD[:] = [child]
+    return _CHILD[0]
+
+
+@atexit.register
+def _stop_child() -> None:
+    while _CHILD:
+        child = _CHILD.pop()
+        child.kill()
+        child.communicate()
+
+
+def _forget_child() -> None:
+    """Leave the child to the process that was forked: two on one pipe would read each other's answers."""
+    global _LOCK
+    _LOCK = threading.Lock()
+    _CHILD.clear()
+
+
+os.register_at_fork(after_in_child=_forget_child)
+
+
+# ------------------------------------------------------------------------------------------------------- math and LaTeX
+_RULES = [
+    (re.compile(r"(?<!\\)%"), r"\\%"),
+    (re.compile(r"^([+-]?\d+) (\d+)/(\d+)$"), r"\1\\frac{\2}{\3}"),  # 1 1/2
+    (re.compile(r"(?<![A-Za-z\d.])(\d+(?:\.\d+)?)[eE]([+-]?\d+)$"), r"\1\\times 10^{\2}"),
+]
+
+
+def _formula(answer: Answer) -> str:
+    """The answer as math-verify reads it best; its unit is left out, but for the per cent sign."""
+    text = answer.value if answer.variable.startswith("(") else answer.text
+    text += "%" if answer.unit == "%" else ""
+    for pattern, replacement in _RULES:
+        text = pattern.sub(replacement, text)
+    return text
+
+
+def _compare(reference: str, answer: str, seconds: int) -> bool | None:
+    from math_verify import verify
+    from math_verify.errors import TimeoutException
+
+    expected = _parsed_reference(reference, seconds)
+    if not any(not isinstance(value, str) for value in expected):
+        return None
+    try:  # an alarm that rings between the end of the work and its cancelling escapes math-verify's own handlers
+        given = _parsed(answer, seconds)
+        return bool(verify(expected, given, timeout_seconds=seconds, allow_set_relation_comp=True))
+    except (Exception, TimeoutException):
+        return False
+
+
+def _parsed(formula: str, seconds: int) -> list[Any]:
+    """What math-verify reads in a formula: [] or its text alone when it is none."""
+    from math_verify import LatexExtractionConfig, parse
+    from math_verify.errors import TimeoutException
+
+    if not formula or not _balanced(formula):
+        return []
+    latex = LatexExtractionConfig(boxed_match_priority=0, try_extract_without_anchor=False)
+    limit: Any = seconds if threading.current_thread() is threading.main_thread() else None  # a signal, there only
+    try:
+        return parse(rf"\boxed{{{formula}}}", [latex], extraction_mode="first_match", parsing_timeout=limit)
+    except (Exception, TimeoutException):
+        return []
+
+
+_parsed_reference = functools.lru_cache(maxsize=8192)(_parsed)
+
+
+def _balanced(formula: str) -> bool:
+    depth = 0
+    for brace in re.findall(r"\\.|[{}]", formula, re.DOTALL):
+        depth += {"{": 1, "}": -1}.get(brace, 0)
+        if depth < 0:
+            return False
+    return depth == 0

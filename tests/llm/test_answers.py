@@ -1,0 +1,411 @@
+r"""Final answers as models write them: a table of cases for the rewards that read them, and the reading itself.
+
+A row is (completion, reference, rewards): "both" means ``math_verify`` and ``exact_match``; "math" and "exact" name
+one, because the other compares text or asks for an announcement. The other reward is not asked.
+"""
+
+from __future__ import annotations
+
+import time
+from decimal import Decimal
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from aent_llm import tiny
+from aent_llm.announcements import announced_answer, completion_text, final_answer, voted_answer
+from aent_llm.answers import read_answer, reference_text, same_answer
+from aent_llm.rewards import Reward, exact_match, math_verify
+
+REWARDS: dict[str, list[Reward]] = {
+    "both": [math_verify, exact_match], "math": [math_verify], "exact": [exact_match],
+}  # fmt: skip
+
+RIGHT: list[tuple[str, Any, str]] = [
+    # --- boxes
+    (r"So \boxed{3}. Wait, that is wrong. So \boxed{4}.", "4", "both"),
+    (r"\boxed{1} is too small, \boxed{2} too large, so \boxed{1.5}", "1.5", "both"),
+    (r"Thus $\boxed{42}$.", "42", "both"),
+    (r"\[\boxed{42}\]", "42", "both"),
+    (r"\(\boxed{42.}\)", "42", "both"),
+    (r"\fbox{42}", "42", "both"),
+    (r"\boxed 7", "7", "both"),
+    (r"so $\boxed7$", "7", "both"),
+    (r"$\boxed\frac{1}{2}$", r"\frac{1}{2}", "both"),
+    (r"\boxed {42}", "42", "both"),
+    (r"\boxed{\boxed{42}}", "42", "both"),
+    (r"\boxed{\text{42}}", "42", "both"),
+    (r"\boxed{\mathbf{42}}", "42", "both"),
+    (r"\boxed{ 42 }", "42", "both"),
+    (r"\boxed{$42$}", "42", "both"),
+    (r"\boxed{x = 42}", "42", "both"),
+    (r"\boxed{42}", "x = 42", "both"),
+    (r"\boxed{6 \times 7 = 42}", "42", "both"),
+    (r"\boxed{42} and now \boxed{cut off", "42", "both"),
+    (r"The box \boxed{} is for the answer: \boxed{42}", "42", "both"),
+    (r"$x=\boxed{1}$ or $x=\boxed{2}$", "1, 2", "both"),
+    (r"$x=\boxed{1}$ or $x=\boxed{2}$", r"\{1, 2\}", "math"),
+    (r"$x_1 = \boxed{2}$, $x_2 = \boxed{1}$", r"\{1, 2\}", "math"),
+    (r"\boxed{1}, \boxed{2}, and \boxed{3}", "1, 2, 3", "both"),
+    (r"\boxed{(1,2)}\text{ and }\boxed{(3,4)}", "(1,2), (3,4)", "both"),
+    (r"\boxed{\sqrt{1 + \frac{1}{4}}}", r"\sqrt{1+\frac{1}{4}}", "both"),
+    # --- hashes, tags, thoughts
+    ("6*7=42\n#### 42", "#### 42", "both"),
+    ("6*7=42\n#### 42", "42", "both"),
+    ("#### $1,234.50", "1234.5", "both"),
+    ("####42 apples", "42", "both"),
+    ("#### Solution\n6*7 is 42.\nThe answer is 42.", "42", "both"),
+    ("The answer is 42.\n#### Note\nI checked it.", "42", "both"),
+    ("<answer>42</answer>", "42", "both"),
+    (r"<answer> The answer is \boxed{42}. </answer>", "42", "both"),
+    (r"<think>\boxed{41}? no</think>So \boxed{42}.", "42", "both"),
+    ("maybe 41\n</think>\n\nThe answer is 42.", "42", "both"),
+    # --- phrases
+    ("The answer is **73**.", "73", "both"),
+    ("The answer is 73", "73", "both"),
+    ("The answer is: 73.", "73", "both"),
+    ("the final answer is $73$. I hope it is correct.", "73", "both"),
+    ("Answer: 73", "73", "both"),
+    ("**Answer:** 73", "73", "both"),
+    ("**Answer: 73**", "73", "both"),
+    ("**Answer**: $73$", "73", "both"),
+    ("**Final Answer**\n\n73", "73", "both"),
+    ("### Answer\n73\n", "73", "both"),
+    ("ANSWER = 73", "73", "both"),
+    ("Answer (in dollars): $73", "73", "both"),
+    ("The answer to the question is therefore 73.", "73", "both"),
+    ("So the answer is 73 because 70 + 3 = 73.", "73", "both"),
+    ("The answer is 73, not 74.", "73", "both"),
+    ("The answer is not 72. The answer is 73.", "73", "both"),
+    ("The answer is 73!", "73", "both"),
+    ("The answer is:\n$$73$$", "73", "both"),
+    (r"The answer is \(\frac{1}{2}\).", r"\frac{1}{2}", "both"),
+    (r"The answer is \[ x = 5. \]", "5", "both"),
+    ("The answer is x = 5 or x = -2.", r"\{5, -2\}", "math"),
+    ("The answers are $x=5$ and $x=-2$.", r"\{5, -2\}", "math"),
+    ("The answer is 72. Let me check: no, the answer is 73.", "73", "both"),
+    ("I get \\boxed{72}. Wait, I forgot one. The answer is 73.", "73", "both"),
+    ("The answer is 73. The answer is correct to the digit.", "73", "both"),
+    (r"The final answer is \boxed{73}. I hope the answer is clear.", "73", "both"),
+    # --- units, currency, per cent, separators
+    ("The answer is 73 apples.", "73", "both"),
+    ("The answer is 5 km/h", "5", "both"),
+    (r"\boxed{12\text{ cm}^2}", "12", "both"),
+    (r"\boxed{12\,\mathrm{cm}}", "12", "both"),
+    (r"\boxed{12}", r"12 \text{ people}", "both"),
+    (r"\boxed{12 people}", "12", "both"),
+    (r"\boxed{12cm}", "12 cm", "both"),
+    (r"\boxed{\$5}", "5", "both"),
+    ("The answer is $5.", "5", "both"),
+    ("The answer is €1,250.75.", "1250.75", "both"),
+    ("#### 5 dollars", "$5", "both"),
+    (r"\boxed{50\%}", "50", "both"),
+    (r"\boxed{50\%}", "0.5", "math"),
+    ("The answer is 50 percent.", "50%", "both"),
+    (r"\boxed{90^\circ}", "90", "both"),
+    (r"\boxed{90}", "90°", "both"),
+    (r"\boxed{1,000}", "1000", "both"),
+    (r"\boxed{1{,}000}", "1000", "both"),
+    (r"\boxed{1\,000\,000}", "1,000,000", "both"),
+    (r"\boxed{10,\!000}", "10000", "both"),
+    ("The answer is 10 000.", "10000", "both"),
+    # --- numbers
+    (r"\boxed{42.0}", "42", "both"),
+    (r"\boxed{042}", "42", "both"),
+    (r"\boxed{+42}", "42", "both"),
+    (r"\boxed{.5}", "0.50", "both"),
+    ("The answer is −5.", "-5", "both"),
+    (r"\boxed{–5}", "-5", "both"),
+    (r"\boxed{\dfrac{1}{2}}", r"\frac{1}{2}", "both"),
+    (r"\boxed{\frac12}", r"\tfrac{1}{2}", "both"),
+    (r"\boxed{0.5}", r"\frac{1}{2}", "math"),
+    (r"\boxed{1/2}", r"\frac{2}{4}", "math"),
+    (r"\boxed{1\frac{1}{2}}", r"\frac{3}{2}", "math"),
+    ("The answer is 1 1/2 cups.", "1.5", "math"),
+    ("The answer is 3/4 of a cup.", "3/4", "both"),
+    (r"\boxed{3 \times 10^5}", "300000", "math"),
+    (r"\boxed{3e5}", "300000", "math"),
+    (r"\boxed{2√3}", r"2\sqrt{3}", "both"),
+    (r"\boxed{2π}", r"2\pi", "both"),
+    # --- other objects
+    (r"\boxed{\left(1, 2\right]}", "(1,2]", "both"),
+    (r"\boxed{(-∞, 3) ∪ [5, ∞)}", r"(-\infty,3)\cup[5,\infty)", "both"),
+    (r"\boxed{1 < x \le 2}", "(1, 2]", "math"),
+    (r"\boxed{\left\{2,1\right\}}", r"\{1,2\}", "math"),
+    (r"\boxed{\emptyset}", r"\varnothing", "both"),
+    (r"\boxed{(3, -4)}", "(3,-4)", "both"),
+    (
+        r"\boxed{\begin{bmatrix} 1 & 2 \\ 3 & 4 \end{bmatrix}}",
+        r"\begin{pmatrix}1&2\\3&4\end{pmatrix}",
+        "math",
+    ),
+    (r"\boxed{\begin{pmatrix} 1 \\ 2 \end{pmatrix}}", r"\begin{pmatrix}1\\2\end{pmatrix}", "both"),
+    (r"\boxed{(x+1)^2}", "x^2+2x+1", "math"),
+    (r"\boxed{y = 2x + 1}", "2x+1", "both"),
+    ("The answer is (C).", "C", "both"),
+    ("The answer is B because it rains.", "B", "both"),
+    (r"\boxed{\textbf{(D)}}", "D", "both"),
+    ("The answer is Paris.", r"\text{Paris}", "both"),
+    (r"\boxed{\text{No Solution}}", "no solution", "math"),
+    ("The answer is yes.", "Yes", "math"),
+    ("The correct answer is (B) 12.", "B", "both"),
+    ("The correct answer is (B) 12.", "12", "both"),
+    (r"\boxed{\textbf{(A)}\ 12}", "A", "both"),
+    (r"\textbf{Answer: 12}", "12", "both"),
+    ('The answer is "12".', "12", "both"),
+    ("The answer is ***12***.", "12", "both"),
+    (r"The answer is $\$12$.", "12", "both"),
+    ("The answer is 12 - 3 = 9", "9", "both"),
+    (r"\boxed{x \in [1, 2)}", "[1,2)", "math"),
+    (r"\boxed{12^{\circ}}", "12", "both"),
+    ("The answer is True.", True, "both"),
+    # --- references that are no text
+    (r"\boxed{42}", 42.0, "both"),
+    (r"\boxed{7}", np.float32(7), "both"),
+    (r"\boxed{0.1}", np.float32(0.1), "both"),
+    (r"\boxed{42}", 42, "both"),
+    (r"\boxed{42}", np.int64(42), "both"),
+    (r"\boxed{42}", Decimal("42.00"), "both"),
+    # --- no announcement: all is answer, for text only
+    ("42", "#### 42", "exact"),
+    ("Paris.", "Paris", "exact"),
+    ("$1,000", 1000, "exact"),
+]  # fmt: skip
+
+WRONG: list[tuple[str, Any, str]] = [
+    # --- not announced, not finished, taken back
+    ("we have 42 apples", "42", "both"),
+    ("12 + 30 = 42", "42", "both"),
+    ("Then 42 is even, which answers the question.", "42", "both"),
+    ("**42** is a step on the way", "42", "both"),
+    ("42", "42", "math"),
+    (r"\boxed{42", "42", "both"),
+    (r"\boxed{4", "42", "both"),
+    (r"\boxed{}", "42", "both"),
+    (r"The answer goes into \boxed{ }. It has 42 apples", "42", "both"),
+    ("<think>The answer is 42.</think> I do not know.", "42", "both"),
+    (r"<think>So \boxed{42}", "42", "both"),
+    (r"\boxed{42}. Wait, that is wrong.", "42", "both"),
+    ("The answer is 42. Wait, no. The answer is 43.", "42", "both"),
+    (r"So \boxed{3}. Wait, that is wrong. So \boxed{4}.", "3", "both"),
+    (r"First \boxed{42}, then we see \boxed{43}", "42", "both"),
+    ("#### 42\n#### 43", "42", "both"),
+    (r"\boxed{42}" + "\nThe answer is 43.", "42", "both"),
+    ("The answer is not 42.", "42", "both"),
+    ("The answer isn't 42", "42", "both"),
+    ("If the answer is 42, then x is even.", "42", "both"),
+    ("Could the answer be 42?", "42", "both"),
+    ("The answer is less than 42.", "42", "both"),
+    ("The answer is between 40 and 42.", "42", "both"),
+    ("The answer is 42 or more.", "42", "both"),
+    ("The answer is 42 million.", "42", "both"),
+    ("Answer: Step 1 gives 42", "42", "both"),
+    ("", "42", "both"),
+    # --- many guesses
+    (r"\boxed{1} \boxed{2} \boxed{3} \boxed{4}", "4", "both"),
+    (r"x=\boxed{1} or x=\boxed{2}", "2", "both"),
+    ("The answer is 41 or 42.", "42", "both"),
+    (r"\boxed{41, 42}", "42", "both"),
+    (r"\boxed{2}", r"\{1, 2\}", "both"),
+    # --- near by
+    (r"\boxed{420}", "42", "both"),
+    (r"\boxed{4.2}", "42", "both"),
+    (r"\boxed{-42}", "42", "both"),
+    ("The answer is −42.", "42", "both"),
+    (r"\boxed{0.05}", "0.5", "both"),
+    (r"\boxed{42.01}", 42, "both"),
+    (r"\boxed{\frac{4}{3}}", r"\frac{3}{4}", "both"),
+    (r"\boxed{1\frac{1}{2}}", r"\frac{1}{2}", "both"),
+    (r"\boxed{5\%}", "50", "both"),
+    (r"\boxed{1,001}", "1000", "both"),
+    (r"\boxed{(1,000)}", "1000", "both"),
+    (r"\boxed{45^\circ}", "90", "both"),
+    (r"\boxed{\frac{\pi}{2}}", r"90^\circ", "both"),
+    (r"\boxed{5 cm}", "5 m", "exact"),
+    (r"\boxed{x = 5}", "y = 5", "both"),
+    (r"\boxed{5x}", "5", "both"),
+    (r"\boxed{2}", "2xy", "both"),
+    (r"\boxed{2\sqrt{3}}", r"3\sqrt{2}", "both"),
+    (r"\boxed{\sqrt{-1}}", "1", "both"),
+    (r"\boxed{x^2}", "x^3", "both"),
+    (r"\boxed{\infty}", r"-\infty", "both"),
+    # --- other objects
+    (r"\boxed{(1,2)}", "(1,2]", "both"),
+    (r"\boxed{[1,2]}", "(1,2)", "both"),
+    (r"\boxed{1 \le x \le 2}", "(1,2]", "both"),
+    (r"\boxed{(2,1)}", "(1,2)", "both"),
+    (r"\boxed{(3,1)}", "(2,1)", "both"),
+    (r"\boxed{(1,3,2)}", "(1,2,3)", "both"),
+    (r"\boxed{\{1,3\}}", r"\{1,2\}", "both"),
+    (r"\boxed{\begin{pmatrix}1&3\\2&4\end{pmatrix}}", r"\begin{pmatrix}1&2\\3&4\end{pmatrix}", "both"),
+    (r"\boxed{\begin{pmatrix}1&2\end{pmatrix}}", r"\begin{pmatrix}1\\2\end{pmatrix}", "both"),
+    (r"\boxed{x > 2}", r"x \ge 2", "both"),
+    (r"\boxed{3-4i}", "3+4i", "both"),
+    (r"\boxed{B}", "C", "both"),
+    ("The answer is A or B.", "B", "both"),
+    ("The correct answer is (B) 12.", "C", "both"),
+    (r"\boxed{\text{silent}}", r"\text{listen}", "both"),
+    (r"\boxed{London}", "Paris", "both"),
+    ("The answer is no.", "yes", "both"),
+    ("The answer is False.", True, "both"),
+    (r"\boxed{no solution}", "5", "both"),
+    ("paris", "Paris", "exact"),
+    (r"\boxed{0.5}", r"\frac{1}{2}", "exact"),
+]  # fmt: skip
+
+
+def named(rows: list[tuple[str, Any, str]]) -> list[Any]:
+    """One test per row and reward."""
+    return [
+        pytest.param(reward, completion, reference, id=f"{i}-{reward.__name__}")
+        for i, (completion, reference, names) in enumerate(rows)
+        for reward in REWARDS[names]
+    ]
+
+
+def test_the_table_is_long_and_names_no_case_twice() -> None:
+    assert len(RIGHT) >= 120
+    assert len(WRONG) >= 70
+    assert len(set(map(repr, RIGHT + WRONG))) == len(RIGHT + WRONG)
+
+
+@pytest.mark.parametrize(("reward", "completion", "reference"), named(RIGHT))
+def test_a_right_answer_earns_one(reward: Reward, completion: str, reference: Any) -> None:
+    assert reward([completion], [reference]) == [1.0]
+
+
+@pytest.mark.parametrize(("reward", "completion", "reference"), named(WRONG))
+def test_a_near_miss_earns_nothing(reward: Reward, completion: str, reference: Any) -> None:
+    assert reward([completion], [reference]) == [0.0]
+
+
+# --------------------------------------------------------------------------------------------------------- the reading
+def test_the_parts_of_an_answer() -> None:
+    assert read_answer(r"$x = 1,000\text{ cm}^2$.") == ("x", "1000", "cm^2")
+    assert read_answer("5 x") == ("", "5 x", "")  # no unit
+    assert same_answer(read_answer("5 cm"), read_answer("5"))
+    assert not same_answer(read_answer("5 cm"), read_answer("5 m"))
+    assert not same_answer(read_answer("x = 5"), read_answer("y = 5"))
+
+
+@given(st.decimals(allow_nan=False, allow_infinity=False, places=3, min_value=-(10**9), max_value=10**9))
+def test_a_decimal_counts_by_its_value(number: Decimal) -> None:
+    written = read_answer(rf"\boxed{{{number:,}}}")
+    assert Decimal(written.key) == number
+    assert same_answer(written, read_answer(f"{number}000"))
+    assert not same_answer(written, read_answer(f"{number + Decimal('.001')}"))
+
+
+@pytest.mark.parametrize(
+    ("completion", "text"),
+    [
+        ("so 4", "so 4"),
+        ([{"role": "user", "content": "?"}, {"role": "assistant", "content": "so 4"}], "so 4"),
+        ({"role": "assistant", "content": "so 4"}, "so 4"),
+        ([{"content": "so 4"}], "so 4"),
+        ([{"role": "assistant", "content": [{"type": "text", "text": "so "}, {"type": "text", "text": "4"}]}], "so 4"),
+        ([{"role": "assistant", "content": [{"type": "thinking", "text": "5?"}, {"type": "text", "text": "4"}]}], "4"),
+        ([{"role": "assistant", "content": [{"type": "image"}, "4", None]}], "4"),
+        ([{"role": "assistant", "content": None, "tool_calls": [{"name": "add"}]}], ""),
+        ([{"role": "assistant", "content": None}, {"role": "tool", "content": "4"}], ""),  # the tool says it
+        ([{"role": "tool", "content": "4"}, {"role": "assistant", "content": "so 4"}], "so 4"),
+        ([], ""),
+        ([None], ""),
+        (None, ""),
+    ],
+)
+def test_what_the_model_says(completion: Any, text: str) -> None:
+    assert completion_text(completion) == text
+    for reward in (math_verify, exact_match, tiny.reward):
+        assert reward([completion], ["77"]) == [0.0]
+
+
+@pytest.mark.parametrize(
+    ("reference", "text"),
+    [
+        (" 42 ", "42"), (42, "42"), (42.0, "42"), (-0.5, "-0.5"), (1e-7, "0.0000001"), (1e22, "1" + 22 * "0"),
+        (True, "True"), (np.int32(7), "7"), (np.float32(0.1), "0.1"), (np.float64(42.0), "42"),
+        (np.bool_(False), "False"), (Decimal("42.50"), "42.5"), (["42"], "42"), (np.array([7.0]), "7"),
+        (np.str_("x"), "x"),
+        (None, None), (float("nan"), None), (float("inf"), None), (np.float32("nan"), None), ("", None), (" ", None),
+        ([], None), (["1", "2"], None), ({"a": 1}, None),
+    ],
+)  # fmt: skip
+def test_a_reference_of_any_type(reference: Any, text: str | None) -> None:
+    assert reference_text(reference) == text
+    if text is None:
+        for reward in (math_verify, exact_match, tiny.reward):
+            assert reward([r"\boxed{42}", "42"], [reference, "42"])[0] is None
+
+
+@pytest.mark.parametrize(
+    ("text", "vote"),
+    [
+        (r"first \boxed{1}, then \boxed{\dfrac{1}{2}} done 9", r"\frac{1}{2}"),
+        ("6 * 7 = 42\n#### 1,042", "1042"),
+        ("The answer is **73** apples, 9 of them red.", "73"),
+        ("3*4-7*5=-23", "-23"),
+        ("it costs 1,234.50.", "1234.5"),
+        ("<think>41</think>maybe 42", "42"),
+        ("no idea", None),
+        (r"\boxed{}", None),
+        ("", None),
+    ],
+)
+def test_what_a_text_votes_for(text: str, vote: str | None) -> None:
+    assert voted_answer(text) == vote
+
+
+def test_equal_votes_are_written_alike() -> None:
+    texts = [r"\boxed{0.5}", "The answer is .50", "#### 0.5 cm", r"$x = \boxed{0.5}$", "**Answer:** 0.5."]
+    assert {voted_answer(text) for text in texts} == {"0.5"}
+
+
+pieces = st.sampled_from(
+    [
+        r"\boxed{", r"\fbox{", r"\boxed ", "{", "}", "####", "The answer is ", "Answer: ", "**", "$", r"\(", r"\)",
+        r"\[", "<think>", "</think>", "<answer>", "</answer>", "\n", ". ", " and ", " or ", ", ", "x = ", "42", "-1",
+        "1/2",
+        "1,000", r"\frac", r"\text{", " cm", "%", "^", "(", "]", "not ", "not right", "?", "é", "\ud800", "\x00",
+    ]
+)  # fmt: skip
+
+
+@given(st.text(max_size=80) | st.lists(pieces, max_size=25).map("".join))
+def test_any_text_is_read_and_reading_changes_nothing_twice(text: str) -> None:
+    announced = announced_answer(text)
+    final = final_answer(text)
+    voted = voted_answer(text)
+    assert announced is None or isinstance(announced, str)
+    assert isinstance(final, str)
+    assert voted is None or voted
+    assert exact_match([text], ["1/7"])[0] in (0.0, 1.0)
+
+
+@given(st.lists(pieces, max_size=12).map("".join))
+def test_any_text_gives_a_reward(text: str) -> None:
+    assert math_verify([text], ["1/7"])[0] in (0.0, 1.0)
+
+
+LONG = [
+    r"\boxed{", r"\boxed{1}", r"\boxed{1} ", "{", "}", r"\boxed ", r"\boxed\frac{", "#", "#### 1\n", "<answer>",
+    "<think>", "</think>", "</answer><answer>", "answer ", "the answer is ", "The answer is $", "answer is **",
+    "Answer: x, ", "answer is the answer ", "**", "$", "1,000", "1 ", "(", r"\(", "=", "if the answer is 1 ", "\n", " ",
+    "x = ", "-",
+    "a", r"\text{", "answer\n", "not ", ".", "The answer is 1. That is wrong. ", r"\boxed{1} or x = ", "7", "\\",
+    "Answer: \\",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("piece", LONG)
+def test_time_is_linear_in_the_text(piece: str) -> None:
+    """200,000 characters of the same piece take a fraction of a second; a quadratic pattern takes minutes."""
+    text = (piece * (200_000 // len(piece) + 1))[:200_000]
+    start = time.process_time()
+    announced_answer(text)
+    announced_answer(rf"The answer is {text}")
+    final_answer(rf"\boxed{{{text}}}")
+    assert time.process_time() - start < 10
