@@ -283,9 +283,6 @@ def test_commands_run_outside_the_checkout(command: str, printed: str, installed
     assert "Traceback" not in done.stderr
 
 
-NOT_YET = pytest.mark.xfail(strict=True, reason="aent_llm does not yet say which extra is missing")
-
-
 @pytest.mark.parametrize(
     "command",
     [
@@ -293,10 +290,10 @@ NOT_YET = pytest.mark.xfail(strict=True, reason="aent_llm does not yet say which
         "toymdp verify --scale smoke",
         "toymdp compare --scale smoke",
         "paper_figures --only f1",
-        pytest.param("aent_llm train --dry-run", marks=NOT_YET),
-        pytest.param("aent_llm eval --list", marks=NOT_YET),
-        pytest.param("aent_llm calibrate --model tiny", marks=NOT_YET),
-        pytest.param("aent_llm compare runs", marks=NOT_YET),
+        "aent_llm train --dry-run",
+        "aent_llm eval --list",
+        "aent_llm calibrate --model tiny",
+        "aent_llm compare runs",
     ],
 )
 def test_without_extras_each_command_says_what_to_install(command: str, bare: Installed) -> None:

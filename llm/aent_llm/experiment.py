@@ -23,6 +23,8 @@ from typing import Annotated, Any, Literal, get_type_hints
 
 from pydantic import Field
 
+from aent.cli import one_line
+from aent.registry import Rules
 from aent_llm.config_files import CONFIGS, find_config
 from aent_llm.data import DataConfig
 from aent_llm.evaluate import EvalConfig
@@ -368,7 +370,6 @@ def _entropy(given: Any, places: Places) -> dict[str, Any]:
 
 def _rule(name: str, given: Any, places: Places) -> Any:
     """A support, controller or shaping rule, its numbers converted by the fields of its class."""
-    from aent.registry import plain_name
     from aent_llm import config
 
     path = ("entropy", name)
@@ -376,12 +377,13 @@ def _rule(name: str, given: Any, places: Places) -> Any:
         kind, options = given.get("type"), {key: value for key, value in given.items() if key != "type"}
         if not isinstance(kind, str):
             raise ValueError(f"{places.of((*path, 'type'))}entropy.{name}.type is needed: {', '.join(rules_of(name))}")
-        rule = {plain_name(key): cls for key, cls in rules_of(name).items()}.get(plain_name(kind))
+        try:
+            _, rule = rules_of(name).find(kind)
+        except ValueError as error:
+            raise ValueError(f"{places.of((*path, 'type'))}entropy.{name}.type: {error}") from error
         if dataclasses.is_dataclass(rule):
             options = block(rule).checked(options, places, path)
         given = {"type": kind, **options}
-    elif isinstance(given, bool | list):
-        raise ValueError(f"{places.of(path)}entropy.{name}: expected a name or a block with a type, got {short(given)}")
     elif name == "controller" and isinstance(given, str):
         with contextlib.suppress(ValueError):  # else the name of a rule
             given = float(given)
@@ -392,8 +394,8 @@ def _rule(name: str, given: Any, places: Places) -> Any:
     return given
 
 
-def rules_of(name: str) -> dict[str, Any]:
-    """Name -> class of the supports, controllers or shaping rules."""
+def rules_of(name: str) -> Rules[Any]:
+    """The supports, controllers or shaping rules by name."""
     from aent_llm import config
 
     return {"support": config.SUPPORTS, "controller": config.Controller.registry, "shaping": config.Shaping.registry}[
@@ -501,4 +503,4 @@ def settings_names(cls: Any) -> list[str]:
 
 
 def _line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    return one_line(str(error)) or type(error).__name__

@@ -317,14 +317,21 @@ def lora_config(experiment: Experiment) -> Any:
 
 
 def _check_optimiser(args: Any, model: Any) -> None:
-    """Whether optimiser and schedule exist here and take their options."""
+    """Whether optimiser, schedule and checkpointing of gradients exist here and take their options."""
     import torch
+    import torch.utils.checkpoint
     from transformers import Trainer, get_scheduler
 
     try:
         Trainer.get_optimizer_cls_and_kwargs(args, model)
     except Exception as error:  # ImportError, ValueError, RuntimeError
         raise ValueError(f"train.optim={getattr(args.optim, 'value', args.optim)}: {_first_line(error)}") from error
+    try:
+        if args.gradient_checkpointing_kwargs:
+            options = {"use_reentrant": False, **args.gradient_checkpointing_kwargs}
+            torch.utils.checkpoint.checkpoint(torch.clone, torch.zeros(1, requires_grad=True), **options)
+    except Exception as error:  # ValueError, TypeError
+        raise ValueError(f"train.gradient_checkpointing_kwargs: {_first_line(error)}") from error
     steps = args.max_steps if args.max_steps > 0 else 1000
     try:
         get_scheduler(

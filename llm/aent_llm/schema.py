@@ -163,10 +163,14 @@ class Setting(NamedTuple):
 @functools.cache
 def settings_of(cls: type) -> dict[str, Setting]:
     """The fields of a dataclass that a file can set. Metadata ``choices`` narrow a type, as in transformers."""
-    hints, found = get_type_hints(cls, include_extras=True), {}
+    try:
+        hints = get_type_hints(cls, include_extras=True)
+    except NameError:  # of a user's class, with names that only a type checker imports
+        hints = {}
+    found = {}
     for one in dataclasses.fields(cls):
         if one.init:
-            kind = _typed(hints[one.name])
+            kind = _typed(hints.get(one.name, Any))
             if choices := one.metadata.get("choices"):
                 kind = _either([Literal[tuple(choices)], *([None] if one.default is None else [])])
             default = one.default if one.default_factory is MISSING else one.default_factory()
