@@ -25,12 +25,14 @@ at coefficient zero, so that no controller can switch itself off.
 
 from __future__ import annotations
 
-import difflib
 import math
 from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar
 
 import numpy as np
+
+from aent.fields import check_fields
+from aent.registry import Rules
 
 __all__ = [
     "Anchored",
@@ -71,17 +73,35 @@ class State:
     @classmethod
     def from_dict(cls, saved: dict[str, Any]) -> State:
         """Inverse of ``to_dict``. Raises ValueError on missing or unknown keys."""
-        return cls(**_checked_keys(cls, saved))
+        known = {field.name for field in fields(cls)}
+        unknown, missing = sorted(set(saved) - known), sorted({"coefficient"} - set(saved))
+        if unknown or missing:
+            what = f"unknown {', '.join(unknown)}" if unknown else f"missing {', '.join(missing)}"
+            raise ValueError(f"{cls.__name__}: {what}; expected {', '.join(sorted(known))}")
+        arrays = {key: np.asarray(value, dtype=float) for key, value in saved.items() if isinstance(value, list)}
+        return cls(**{**saved, **arrays})
 
 
 class Controller:
-    """Base of all rules: validation, (de)serialisation, and the bookkeeping around one measurement."""
+    """Base of all rules: validation, (de)serialisation, and the bookkeeping around one measurement.
 
-    registry: ClassVar[dict[str, type[Controller]]] = {}
+    A subclass is a frozen dataclass with ``init`` and ``_rule``. Fields annotated as numbers (``float``, ``int``,
+    ``Scalar``) must be finite; one that checks more calls ``super().__post_init__()`` first.
+    """
+
+    registry: ClassVar[Rules[Controller]] = Rules(
+        "controller",
+        expected="a controller: a subclass of aent.controllers.Controller",
+        accepts=lambda found: isinstance(found, type) and issubclass(found, Controller),
+        from_list=lambda values: np.asarray(values, dtype=float),
+    )
 
     def __init_subclass__(cls) -> None:
-        if not cls.__name__.startswith("_"):
-            Controller.registry[cls.__name__] = cls
+        super().__init_subclass__()
+        Controller.registry.register(cls)
+
+    def __post_init__(self) -> None:
+        check_fields(self, arrays=True)
 
     def init(self) -> State:
         """State before the first measurement."""
@@ -91,7 +111,7 @@ class Controller:
         """State after one measurement of the mean token entropy (nats). Pure.
 
         Raises:
-            ValueError: a measurement that is NaN, infinite or negative.
+            ValueError: a measurement that is NaN, infinite or negative; a rule that answers with such a coefficient.
         """
         entropy = np.asarray(measured, dtype=float)
         if not np.all(np.isfinite(entropy)) or np.any(entropy < -1e-6):
@@ -100,6 +120,10 @@ class Controller:
                 "check for NaN logits or an empty completion mask before updating the coefficient"
             )
         coefficient, memory = self._rule(state, entropy)
+        if not np.all(np.isfinite(np.asarray(coefficient, dtype=float))):
+            raise ValueError(
+                f"{self!r} answered a measurement of {measured!r} nats with the coefficient {coefficient!r}"
+            )
         return State(_plain(coefficient), state.step + 1, _plain(memory))
 
     def _rule(self, state: State, measured: np.ndarray) -> tuple[Any, Any]:
@@ -107,19 +131,17 @@ class Controller:
         raise NotImplementedError
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready config, with the rule's name under ``type``; see ``controller_from_dict``."""
-        own = {field.name: _to_json(getattr(self, field.name)) for field in fields(self)}  # type: ignore[arg-type]
-        return {"type": type(self).__name__, **own}
+        """Return the JSON-ready config, with the rule's name under ``type``; see ``controller_from_dict``."""
+        return Controller.registry.to_dict(self)
+
+    def coefficients(self) -> list[Any]:
+        """Return the coefficients that the config names: the first one, and the ends of the box if there is one."""
+        ends = [getattr(self, name, None) for name in ("minimum", "maximum")]
+        return [self.init().coefficient, *(end for end in ends if isinstance(end, Scalar))]
 
     def _require(self, condition: Any, message: str) -> None:
         if not np.all(condition):
             raise ValueError(f"{self!r}: {message}")
-
-    def _require_finite(self) -> None:
-        for field in fields(self):  # type: ignore[arg-type]
-            value = getattr(self, field.name)
-            if not isinstance(value, str):
-                self._require(np.isfinite(np.asarray(value, dtype=float)), f"{field.name} must be a finite number")
 
 
 def controller_from_dict(saved: dict[str, Any]) -> Controller:
@@ -132,14 +154,7 @@ def controller_from_dict(saved: dict[str, Any]) -> Controller:
         >>> controller_from_dict({"type": "Constant", "coefficient": 0.01})
         Constant(coefficient=0.01)
     """
-    saved = dict(saved)
-    name = saved.pop("type", None)
-    if name not in Controller.registry:
-        close = difflib.get_close_matches(str(name), Controller.registry, n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
-        raise ValueError(f"unknown controller type {name!r}{hint} Known: {', '.join(sorted(Controller.registry))}")
-    rule = Controller.registry[name]
-    return rule(**_checked_keys(rule, saved))
+    return Controller.registry.from_dict(saved)
 
 
 # -------------------------------------------------------------------------------------------------------- the rules
@@ -158,9 +173,6 @@ class Constant(Controller):
     """
 
     coefficient: Scalar = 0.0
-
-    def __post_init__(self) -> None:
-        self._require_finite()
 
     def init(self) -> State:
         return State(_plain(self.coefficient))
@@ -184,8 +196,9 @@ class Schedule(Controller):
     shape: str = "linear"
 
     def __post_init__(self) -> None:
-        self._require_finite()
+        super().__post_init__()
         self._require(np.asarray(self.steps) >= 1, "steps must be at least 1")
+        self._require(np.asarray(self.steps) % 1 == 0, "steps must be a whole number")
         self._require(self.shape in ("linear", "cosine"), "shape must be 'linear' or 'cosine'")
 
     def init(self) -> State:
@@ -202,7 +215,7 @@ class _Boxed(Controller):
     """Shared checks of the closed-loop rules: finite numbers and minimum <= initial <= maximum."""
 
     def __post_init__(self) -> None:
-        self._require_finite()
+        super().__post_init__()
         low, high, start = (getattr(self, name) for name in ("minimum", "maximum", "initial"))
         self._require(
             np.asarray(low) < np.asarray(high), "minimum must be below maximum, or the coefficient cannot move"
@@ -261,6 +274,7 @@ class Band(_Boxed):
         )
         self._require(np.asarray(self.minimum) >= 0, "minimum must be >= 0: AEnt's bonus never becomes a penalty")
         self._require(np.asarray(self.warmup_steps) >= 0, "warmup_steps must be >= 0")
+        self._require(np.asarray(self.warmup_steps) % 1 == 0, "warmup_steps must be a whole number")
 
     def _rule(self, state: State, measured: np.ndarray) -> tuple[Any, Any]:
         miss = np.minimum(0, measured - self.low) + np.maximum(0, measured - self.high)
@@ -434,7 +448,7 @@ class Spring(Controller):
     strength: Scalar = 0.005
 
     def __post_init__(self) -> None:
-        self._require_finite()
+        super().__post_init__()
         self._require(np.asarray(self.strength) > 0, "strength must be positive: use Constant(0) for no anchor")
 
     def init(self) -> State:
@@ -492,15 +506,14 @@ class Switch(Controller):
     steps: Scalar = 1
 
     def __post_init__(self) -> None:
-        ends = [self.low, self.high, *(end for end in (self.low_end, self.high_end) if end is not None)]
-        numbers = [*ends, self.below, self.inside, self.above]
-        self._require(all(np.all(np.isfinite(np.asarray(n, dtype=float))) for n in numbers), "expected finite numbers")
+        super().__post_init__()
         self._require((np.asarray(self.low) >= 0) & (np.asarray(self.low) <= self.high), "expected 0 <= low <= high")
         self._require((self.low_end is None) == (self.high_end is None), "give low_end and high_end together")
         if self.low_end is not None:
             ordered = (np.asarray(self.low_end) >= 0) & (np.asarray(self.low_end) <= self.high_end)
             self._require(ordered, "expected 0 <= low_end <= high_end")
         self._require(np.asarray(self.steps) >= 1, "steps must be at least 1")
+        self._require(np.asarray(self.steps) % 1 == 0, "steps must be a whole number")
 
     def init(self) -> State:
         return State(_plain(np.broadcast_arrays(np.asarray(self.inside, dtype=float), self.low)[0].copy()))
@@ -532,16 +545,3 @@ def _to_json(value: Any) -> Any:
     if isinstance(value, np.ndarray):
         return value.tolist()
     return value.item() if isinstance(value, np.generic) else value
-
-
-def _checked_keys(cls: Any, saved: dict[str, Any]) -> dict[str, Any]:
-    known = {field.name for field in fields(cls)}
-    unknown = sorted(set(saved) - known)
-    if unknown:
-        raise ValueError(f"{cls.__name__}: unknown {', '.join(unknown)}; expected {', '.join(sorted(known))}")
-    values = {key: np.asarray(value, dtype=float) if isinstance(value, list) else value for key, value in saved.items()}
-    try:
-        cls(**values)
-    except TypeError as error:
-        raise ValueError(f"{cls.__name__}: {error}") from None
-    return values

@@ -22,14 +22,18 @@ import functools
 import math
 import numbers
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
-from array_api_compat import array_namespace, is_torch_array
+from array_api_compat import array_namespace, device, is_torch_array
 from jaxtyping import Float
 
+from aent.fields import is_finite_number
+from aent.registry import Rules, is_ours
+
 __all__ = [
+    "SUPPORTS",
     "DropLowest",
     "EntropySplit",
     "Full",
@@ -41,7 +45,9 @@ __all__ = [
     "entropy",
     "entropy_gradient",
     "entropy_split",
+    "rule_weights",
     "sampled_entropy",
+    "support_from_dict",
     "support_to_dict",
     "support_weights",
 ]
@@ -77,15 +83,33 @@ def _by_blocks_of_rows(function: Function) -> Function:
 
 @runtime_checkable
 class Support(Protocol):
-    """A support rule: which tokens the entropy is taken over. Any frozen dataclass with this method is one."""
+    """A support rule: which tokens the entropy is taken over. Any frozen dataclass with this method is one.
+
+    A subclass is also known by its name, as the rules of this module are; any other is named by its module,
+    ``my_rules:MinP``, where a run is saved.
+    """
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        SUPPORTS.register(cls)
 
     def weights(self, logits: Any) -> Any:
-        """Weights in [0, 1] of the shape of ``logits`` (*batch, V), constants for autograd."""
+        """Weights in [0, 1] of the shape of ``logits`` (*batch, V), constants for autograd.
+
+        The rule must answer the same for the same logits: it is asked again for the gradient.
+        """
         ...
 
 
+SUPPORTS: Rules[Any] = Rules(
+    "support",
+    expected="a support rule: a frozen dataclass with a method weights(logits)",
+    accepts=lambda found: isinstance(found, type) and callable(getattr(found, "weights", None)),
+)
+
+
 @dataclass(frozen=True)
-class Full:
+class Full(Support):
     """Every token: standard entropy."""
 
     def kept(self, vocabulary: int) -> int:
@@ -97,7 +121,7 @@ class Full:
 
 
 @dataclass(frozen=True)
-class DropLowest:
+class DropLowest(Support):
     """AEnt's clamp: drop the ``int(share * V)`` tokens of lowest logit, 0 <= share < 1.
 
     A share by *count*, not by probability mass: not nucleus sampling.
@@ -114,7 +138,7 @@ class DropLowest:
     share: float
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.share < 1.0:
+        if not (is_finite_number(self.share) and 0.0 <= self.share < 1.0):
             raise ValueError(
                 f"DropLowest(share={self.share!r}): the dropped share must be in [0, 1), e.g. 0.33; 0 keeps all tokens"
             )
@@ -128,7 +152,7 @@ class DropLowest:
 
 
 @dataclass(frozen=True)
-class TopK:
+class TopK(Support):
     """The ``k`` tokens of highest logit; all of them when the vocabulary is smaller.
 
     Examples:
@@ -151,7 +175,7 @@ class TopK:
 
 
 @dataclass(frozen=True)
-class Nucleus:
+class Nucleus(Support):
     """The smallest set of most probable tokens that holds at least ``mass``, 0 < mass <= 1; the crossing token is kept.
 
     Examples:
@@ -165,7 +189,7 @@ class Nucleus:
     mass: float
 
     def __post_init__(self) -> None:
-        if not 0.0 < self.mass <= 1.0:
+        if not (is_finite_number(self.mass) and 0.0 < self.mass <= 1.0):
             raise ValueError(f"Nucleus(mass={self.mass!r}): the kept probability mass must be in (0, 1], e.g. 0.9")
 
     def weights(self, logits: Any) -> Any:
@@ -173,7 +197,7 @@ class Nucleus:
 
 
 @dataclass(frozen=True)
-class Tsallis:
+class Tsallis(Support):
     """Not a support but another entropy over all tokens: Tsallis' of index 2, (1 - sum_a p_a^2) / 2, no unit.
 
     Its gradient at the logits is -p (p - sum p^2): quadratic in p, so that a thin tail is paid next to nothing; the
@@ -195,8 +219,25 @@ class Tsallis:
 
 
 def support_to_dict(rule: Support) -> dict[str, Any]:
-    """A rule of this module as JSON keeps it: ``{"type": "TopK", "k": 100}``."""
-    return {"type": type(rule).__name__, **asdict(rule)}  # type: ignore[call-overload]
+    """Write a rule as JSON keeps it: ``{"type": "TopK", "k": 100}``; one of your own as ``{"type": "module:Name"}``.
+
+    Raises:
+        ValueError: a rule that is no dataclass, or that holds what JSON cannot.
+    """
+    return SUPPORTS.to_dict(rule)
+
+
+def support_from_dict(saved: dict[str, Any]) -> Support:
+    """Rebuild a rule from ``support_to_dict``.
+
+    Raises:
+        ValueError: unknown type (with a suggestion), unknown or missing options, values out of range.
+
+    Examples:
+        >>> support_from_dict({"type": "drop_lowest", "share": 0.33})
+        DropLowest(share=0.33)
+    """
+    return SUPPORTS.from_dict(saved)
 
 
 @_by_blocks_of_rows
@@ -364,12 +405,15 @@ def sampled_entropy(logprobs: Float[Any, "*batch T"], *, mask: Any | None = None
         >>> float(round(sampled_entropy(logprobs, mask=np.array([1, 1, 0])), 6))  # (log 2 + log 4) / 2
         1.039721
     """
-    xp = array_namespace(logprobs)
-    weight: Any = xp.ones_like(logprobs) if mask is None else xp.astype(mask, logprobs.dtype)
-    if weight.shape != logprobs.shape or bool(xp.any(~(weight >= 0))):
+    xp = _namespace(logprobs, "log-probabilities")
+    if logprobs.dtype not in (xp.float32, xp.float64):  # sums of integers cannot hold a weight, those of halves few
+        logprobs = xp.astype(logprobs, xp.float64)
+    ones = xp.ones_like(logprobs)
+    weight: Any = ones if mask is None else xp.asarray(mask, dtype=logprobs.dtype, device=device(logprobs))
+    if weight.shape != logprobs.shape or bool(xp.any(~((weight >= 0) & (weight < math.inf)))):
         raise ValueError(
-            f"sampled_entropy: expected a mask of shape {tuple(logprobs.shape)} with weights >= 0 (1 = counts), "
-            f"got shape {tuple(weight.shape)}; NaN and negative weights are not allowed"
+            f"sampled_entropy: expected a mask of shape {tuple(logprobs.shape)} with finite weights >= 0 (1 = counts), "
+            f"got shape {tuple(weight.shape)}; NaN, infinite and negative weights are not allowed"
         )
     counted = weight > 0
     if bool(xp.any(counted & ~(logprobs <= 0))):
@@ -426,11 +470,15 @@ class _Renormalised:
         return -self.probability * (self.log_probability + self.entropy()[..., None])
 
 
-def _check_type(logits: Any) -> None:
+def _namespace(array: Any, what: str) -> Any:
     try:
-        xp = array_namespace(logits)
+        return array_namespace(array)
     except TypeError:
-        raise TypeError(f"logits must be a numpy array or torch tensor, got {type(logits).__name__}") from None
+        raise TypeError(f"{what} must be a numpy array or torch tensor, got {type(array).__name__}") from None
+
+
+def _check_type(logits: Any) -> None:
+    xp = _namespace(logits, "logits")
     if logits.dtype not in (xp.float32, xp.float64):
         raise TypeError(f"logits must be float32 or float64, got {logits.dtype}; convert first (x.float() in torch)")
     if logits.ndim < 1 or logits.shape[-1] < 1:
@@ -455,7 +503,37 @@ def _check_values(logits: Any) -> None:
 def _weights(logits: Any, support: Support) -> Any:
     if not isinstance(support, Support) or isinstance(support, type):
         raise TypeError(f"support must be a rule such as Full() or DropLowest(0.33), got {support!r}")
-    return support.weights(_detached(logits))
+    weights = rule_weights(support, _detached(logits))
+    if is_ours(type(support)) or math.prod(logits.shape) == 0:
+        return weights
+    xp = array_namespace(logits)
+    if weights.shape != logits.shape or not bool(xp.all((weights >= 0) & (weights <= 1))):
+        raise ValueError(
+            f"{support!r}: expected weights in [0, 1] of shape {tuple(logits.shape)}, got shape {tuple(weights.shape)} "
+            f"from {float(xp.min(weights)):g} to {float(xp.max(weights)):g}"
+        )
+    return weights
+
+
+def rule_weights(support: Support, logits: Any) -> Any:
+    """Ask a rule for its weights and give them the dtype of ``logits``; nothing is checked.
+
+    A rule of your own may answer with a comparison: true and false become 1 and 0.
+
+    Raises:
+        TypeError: an answer that is no array of the kind of ``logits``.
+    """
+    weights = support.weights(logits)
+    if getattr(weights, "dtype", None) == logits.dtype:
+        return weights
+    xp = array_namespace(logits)
+    try:
+        return xp.astype(weights, logits.dtype)
+    except (TypeError, AttributeError):
+        raise TypeError(
+            f"{support!r}: weights() must return an array like the logits ({type(logits).__name__}), got "
+            f"{type(weights).__name__}; take functions from array_api_compat.array_namespace(logits)"
+        ) from None
 
 
 def _top_weights(logits: Any, kept: int) -> Any:

@@ -122,7 +122,9 @@ def remove_stale_drafts(folder: str | os.PathLike[str], prefix: str = DRAFT) -> 
 
 
 def explain(error: OSError, path: str | os.PathLike[str]) -> OSError:
-    """The same kind of error, whose text is a sentence that names the path and what to do."""
+    """Return the same kind of error, whose text is a sentence that names the path and what to do."""
+    if error.strerror is None and str(error).startswith("cannot write"):  # explained already
+        return error
     advice = ADVICE.get(error.errno or 0, "choose another place")
     reason = error.strerror or str(error) or type(error).__name__
     told = type(error)(f"cannot write {os.fspath(path)}: {reason}; {advice}")

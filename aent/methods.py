@@ -5,15 +5,16 @@
 
 The numbers are the published ones for language models; where a number or a formula is not public, ``reading`` says
 what is ours. The toy suite tunes each method's one knob (``toymdp.compare``); the trainer takes the name
-(``AEntGRPOConfig(entropy_method="clip-cov")``) and lets any of the three parts be replaced. To add a method, add a line
-here and, if it needs one, a rule in ``shaping.py``.
+(``AEntGRPOConfig(entropy_method="clip-cov")``) and lets any of the three parts be replaced.
+
+A method of your own gets a name by ``METHODS["mine"] = Method(...)`` in a module of yours, say ``my_rules``; from YAML
+and on a command line it is then ``my_rules:mine``, which imports the module first.
 
 Left out, because too little is public to build on: UEC-RL, PAEC, GEPO, CES and others listed in EXPERIMENTS.md.
 """
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,6 +30,7 @@ from aent.controllers import (
     Switch,
 )
 from aent.entropy import DropLowest, Full, Nucleus, Support, Tsallis
+from aent.registry import Registry
 from aent.shaping import (
     AdvantageKL,
     ClipCovariance,
@@ -50,7 +52,7 @@ from aent.shaping import (
     TemperedReinforce,
 )
 
-__all__ = ["METHODS", "Method", "method", "method_name", "plain_name"]
+__all__ = ["METHODS", "Method", "method", "method_name"]
 
 
 @dataclass(frozen=True)
@@ -69,8 +71,18 @@ class Method:
     reading: str = ""
     trl: dict[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        for name, kind, example in (
+            ("controller", Controller, "Constant(0.01)"),
+            ("shaping", Shaping, "PeakBonus()"),
+            ("support", Support, "TopK(100)"),
+        ):
+            part = getattr(self, name)
+            if isinstance(part, type) or not isinstance(part, kind):
+                raise ValueError(f"Method({self.label!r}): {name} must be an object such as {example}, got {part!r}")
 
-METHODS: dict[str, Method] = {
+
+_PUBLISHED: dict[str, Method] = {
     "none": Method("no entropy control", "GRPO, arXiv 2402.03300"),
     "full": Method("full-entropy bonus", "EntReg baseline of arXiv 2509.03493", Constant(0.002)),
     "aent": Method(
@@ -138,37 +150,32 @@ METHODS: dict[str, Method] = {
     ),
 }  # fmt: skip
 
+METHODS: Registry[Method] = Registry(
+    "method",
+    _PUBLISHED,
+    expected="an aent.methods.Method",
+    accepts=lambda found: isinstance(found, Method),
+)
+
 
 def method(name: str) -> Method:
-    """Look a method up by name.
+    """Look a method up by name, or by ``module:name`` where a module of yours defines it.
 
     Raises:
-        ValueError: unknown name, with the nearest known one.
+        ValueError: unknown name, with the nearest known one; a module that cannot be imported.
 
     Examples:
         >>> found = method("aent")
         >>> found.reference, found.support, type(found.controller).__name__
         ('arXiv 2509.03493, setting (a)', DropLowest(share=0.33), 'Band')
     """
-    if name not in METHODS:
-        close = difflib.get_close_matches(str(name), METHODS, n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else "."
-        raise ValueError(f"unknown method {name!r}{hint} Known: {', '.join(METHODS)}")
     return METHODS[name]
 
 
 def method_name(given: str) -> str:
-    """The key of ``METHODS``; case, underscores and hyphens do not matter.
+    """Return the name of a method as it is registered; case, underscores and hyphens do not matter.
 
     Raises:
-        ValueError: unknown name, with the nearest known one.
+        ValueError: unknown name, with the nearest known one; a module that cannot be imported.
     """
-    names = {plain_name(name): name for name in METHODS}
-    if (name := names.get(plain_name(str(given)))) is None:
-        method(str(given))  # says what there is
-    return str(name)
-
-
-def plain_name(name: str) -> str:
-    """What is left of a name without case, underscores and hyphens."""
-    return name.replace("_", "").replace("-", "").lower()
+    return METHODS.find(given)[0]

@@ -8,12 +8,16 @@
 A directory appears in one rename, complete, so a process killed at any moment leaves nothing or a run to resume. A
 metrics line counts once its newline is written; a torn last line is ignored by readers and cut off by ``resume``.
 NaN and infinities are written as Python's json writes them (``NaN``, ``Infinity``), which strict JSON parsers refuse.
+provenance.json keeps a copy of the config, so that an edit of config.json by hand does not pass for the old settings.
 
-Left out: locking (one writer per run), plots, remote trackers.
+A program that goes on with a run holds its lock meanwhile: ``with locked(directory): ...``.
+
+Left out: plots, remote trackers.
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import json
 import os
@@ -21,7 +25,8 @@ import platform
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -32,7 +37,12 @@ import numpy as np
 import aent
 from aent.files import draft_folder, explain, write_atomically
 
-__all__ = ["Run", "provenance", "read_run"]
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+__all__ = ["Run", "changes", "differences", "locked", "provenance", "read_run"]
 
 _PACKAGES = (
     "numpy", "scipy", "numba", "pandas", "matplotlib", "gymnasium", "joblib", "torch", "transformers", "trl", "vllm",
@@ -76,7 +86,7 @@ class Run:
         config = _as_json(config)
         with draft_folder(directory.parent) as draft:
             _write_json(draft / "config.json", config)
-            _write_json(draft / "provenance.json", {**provenance(seed), "resumed": []})
+            _write_json(draft / "provenance.json", {**provenance(seed), "config": config, "resumed": []})
             write_atomically(draft / "metrics.jsonl", "")
             try:
                 draft.rename(directory)
@@ -85,28 +95,31 @@ class Run:
         return cls(directory, config)
 
     @classmethod
-    def resume(cls, directory: str | Path, config: dict[str, Any]) -> Run:
+    def resume(
+        cls, directory: str | Path, config: dict[str, Any], may_change: Callable[[str], bool] = lambda key: False
+    ) -> Run:
         """Go on with a run, whose earlier metrics are in ``logged``; the resumption is added to its provenance.
 
+        What ``may_change`` allows takes the place of the old value in config.json, and provenance names both.
+
         Raises:
-            FileNotFoundError: not a run directory; the missing file is named.
+            FileNotFoundError: a file of the run is missing; it is named.
             ValueError: the config differs (the keys are named), or metrics are damaged before the last line.
+            OSError: the directory cannot be written; says why and what to do.
         """
         directory, config = Path(directory).resolve(), _as_json(config)
-        saved, origin, logged = read_run(directory)
-        if changed := _differences(saved, config):
-            raise ValueError(
-                f"{directory} was started with another config: {'; '.join(changed)}. "
-                "Resume with the saved config.json, or choose a new directory"
-            )
+        changed = changes(directory, config, may_change)
+        _, origin, logged = read_run(directory)
         path = directory / "metrics.jsonl"
         try:
             with path.open("rb+") as file:
                 file.truncate(file.read().rfind(b"\n") + 1)
         except OSError as error:
             raise explain(error, path) from None
-        origin["resumed"] = [*origin.get("resumed", []), provenance(origin.get("seed"))]
+        again = {**provenance(origin.get("seed")), **({"changed": changed} if changed else {})}
+        origin |= {"config": config, "resumed": [*origin.get("resumed", []), again]}
         _write_json(directory / "provenance.json", origin)
+        _write_json(directory / "config.json", config)
         return cls(directory, config, tuple(logged))
 
     @classmethod
@@ -143,22 +156,106 @@ class Run:
 
 
 def read_run(directory: str | Path) -> tuple[dict[str, Any], dict[str, Any], list[dict[str, Any]]]:
-    """(config, provenance, metrics lines) of a run, also of one still running or killed.
+    """Read (config, provenance, metrics lines) of a run, also of one still running or killed.
 
     Raises:
-        FileNotFoundError: a file of the run is missing; it is named.
+        FileNotFoundError: not a run directory, or a file of the run is missing; it is named.
         ValueError: a file is damaged; file and line are named.
     """
-    texts = {}
+    directory, texts = Path(directory), {}
     for name in ("config.json", "provenance.json", "metrics.jsonl"):
-        path = Path(directory) / name
+        path = directory / name
         if not path.is_file():
-            raise FileNotFoundError(f"{path} is missing: {directory} is not a run directory (made by Run.create)")
+            raise FileNotFoundError(_missing(directory, name))
         texts[name] = path.read_bytes()
-    config, origin = (_parsed(texts[name], Path(directory) / name) for name in ("config.json", "provenance.json"))
+    config, origin = (_parsed(texts[name], directory / name) for name in ("config.json", "provenance.json"))
     complete = texts["metrics.jsonl"].split(b"\n")[:-1]  # what follows the last newline is torn, or empty
-    metrics = [_parsed(line, f"{Path(directory) / 'metrics.jsonl'}, line {i}") for i, line in enumerate(complete, 1)]
+    metrics = [_parsed(line, f"{directory / 'metrics.jsonl'}, line {i}") for i, line in enumerate(complete, 1)]
+    if not isinstance(origin.get("resumed", []), list) or not isinstance(origin.get("seed"), int | None):
+        raise ValueError(f"{directory / 'provenance.json'} is damaged: expected a list 'resumed', an integer 'seed'")
     return config, origin, metrics
+
+
+def changes(
+    directory: str | Path, config: dict[str, Any], may_change: Callable[[str], bool] = lambda key: False
+) -> list[str]:
+    """List what ``config`` changes in the run as it was last started: one ``key: saved ..., given ...`` per leaf.
+
+    Args:
+        directory: of the run; its provenance.json holds the settings, whatever became of config.json since.
+        config: the settings to go on with.
+        may_change: whether the setting under a dotted key may become another within one run.
+
+    Raises:
+        FileNotFoundError, ValueError: as ``read_run``.
+        ValueError: a setting differs that may not; all of them are named.
+    """
+    saved, origin, _ = read_run(directory)
+    started = origin.get("config")  # which runs of older versions have not
+    found = differences(started if isinstance(started, dict) else saved, _as_json(config))
+    if refused := [text for key, text in found.items() if not may_change(key)]:
+        raise ValueError(
+            f"{directory} was started with another config: {'; '.join(refused)}. "
+            "Resume with the saved settings, or choose a new directory"
+        )
+    return list(found.values())
+
+
+def differences(saved: dict[str, Any], given: dict[str, Any]) -> dict[str, str]:
+    """Compare two trees of settings: dotted key -> ``key: saved ..., given ...`` of each leaf that differs.
+
+    NaN equals NaN.
+
+    Examples:
+        >>> differences({"a": {"b": 1, "c": 2}}, {"a": {"b": 1, "c": 3}})
+        {'a.c': 'a.c: saved 2, given 3'}
+    """
+    old, new = dict(_leaves(saved)), dict(_leaves(given))
+
+    def shown(leaves: dict[str, Any], key: str) -> str:
+        return repr(leaves[key]) if key in leaves else "nothing"
+
+    return {
+        key: f"{key}: saved {shown(old, key)}, given {shown(new, key)}"
+        for key in sorted(old.keys() | new.keys())
+        if key not in old or key not in new or (old[key] != new[key] and json.dumps(old[key]) != json.dumps(new[key]))
+    }
+
+
+@contextlib.contextmanager
+def locked(directory: str | Path) -> Iterator[None]:
+    """Hold the lock of a run directory; a second holder is refused and told who the first one is.
+
+    The lock is the system's (``flock`` on ``.lock`` in the directory): a killed process holds none, whatever file it
+    left. Where the system has no such locks there is none, and a warning says so.
+
+    Raises:
+        BlockingIOError: another process (or another place in this one) holds it; names its process id.
+        FileNotFoundError: there is no such directory.
+        OSError: the lock file cannot be made; says why and what to do.
+    """
+    path = Path(directory) / ".lock"
+    if not path.parent.is_dir():
+        raise FileNotFoundError(_missing(path.parent, "config.json"))
+    try:
+        file = path.open("a+", encoding="utf-8")
+    except OSError as error:
+        raise explain(error, path) from None
+    with file:
+        try:
+            _lock(file)
+        except BlockingIOError:
+            file.seek(0)
+            raise BlockingIOError(
+                f"{directory} is in use by {file.read().strip() or 'another process'}; two writers would mix their "
+                "results. Wait until it ends, stop it, or choose another directory"
+            ) from None
+        except OSError as error:  # Windows; some network file systems
+            warnings.warn(f"{directory} is not locked ({error}): start no second process on it", stacklevel=3)
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {platform.node()}\n")
+        file.flush()
+        yield
 
 
 def provenance(seed: int | None = None) -> dict[str, Any]:
@@ -235,24 +332,32 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
     write_atomically(path, json.dumps(content, indent=2) + "\n")
 
 
+def _lock(file: Any) -> None:
+    if fcntl is None:
+        raise OSError("this system has no flock")
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def _missing(directory: Path, name: str) -> str:
+    """Say what a missing file means: no run at all, or one that lost a part of itself."""
+    path = directory / name
+    if name == "config.json":
+        return f"{path} is missing: {directory} is not a run directory (made by Run.create)"
+    empty = "an empty file" if name == "metrics.jsonl" else "a file with {}"
+    return (
+        f"{path} is missing, though {directory} holds a run: was it deleted? Put it back from a copy; without one, "
+        f"{empty} in its place lets the run go on, and what it held stays lost"
+    )
+
+
 def _parsed(text: bytes, where: object) -> dict[str, Any]:
     try:
         content = json.loads(text)
-    except ValueError as error:
-        raise ValueError(f"{where} is damaged, not JSON: {error}") from None
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{where} is damaged, not JSON: {error}. Put it back from a copy, or mend it") from None
     if not isinstance(content, dict):
         raise ValueError(f"{where}: expected a JSON object, got {type(content).__name__}")
     return content
-
-
-def _differences(saved: dict[str, Any], given: dict[str, Any]) -> list[str]:
-    """One ``key.subkey: saved ..., given ...`` per leaf that differs; NaN equals NaN."""
-    old, new, nothing = dict(_leaves(saved)), dict(_leaves(given)), "nothing"
-    return [
-        f"{key}: saved {old.get(key, nothing)!r}, given {new.get(key, nothing)!r}"
-        for key in sorted(old.keys() | new.keys())
-        if key not in old or key not in new or (old[key] != new[key] and json.dumps(old[key]) != json.dumps(new[key]))
-    ]
 
 
 def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -22,11 +22,14 @@ members of a group side by side). Coefficients are floats, or arrays that broadc
 
 from __future__ import annotations
 
-import difflib
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
 from array_api_compat import array_namespace
+
+from aent.controllers import Controller
+from aent.fields import check_fields, is_within
+from aent.registry import Rules
 
 __all__ = [
     "AdvantageKL",
@@ -103,7 +106,13 @@ class Shaping:
     low: float = 0.2  # PPO's clip range [1 - low, 1 + high]
     high: float = 0.2
 
-    registry: ClassVar[dict[str, type[Shaping]]] = {}
+    registry: ClassVar[Rules[Shaping]] = Rules(
+        "shaping",
+        expected="a shaping rule: a subclass of aent.shaping.Shaping",
+        accepts=lambda found: isinstance(found, type) and issubclass(found, Shaping),
+    )
+    ranges: ClassVar[dict[str, str]] = {"low": "[0, 1]", "high": "[0, inf)"}  # of fields, added to those of the bases
+    coefficients: ClassVar[str] = "(-inf, inf)"  # the range that the coefficient has a meaning in
     pays_bonus: ClassVar[bool] = True  # the coefficient multiplies an entropy bonus
     needs: ClassVar[tuple[str, ...]] = ()  # of ``reference_log_probs``, ``uniforms``, ``old_entropy``
     measures_attention: ClassVar[bool] = False  # the controller sees the mean of attention * H~ instead of H~
@@ -111,8 +120,20 @@ class Shaping:
     scales_logits: ClassVar[bool] = False
 
     def __init_subclass__(cls) -> None:
-        if not cls.__name__.startswith("_"):
-            Shaping.registry[cls.__name__] = cls
+        super().__init_subclass__()
+        Shaping.registry.register(cls)
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+    def check_controller(self, controller: Controller) -> None:
+        """Raise ValueError if a controller begins or ends with coefficients that this rule has no meaning for."""
+        for coefficient in controller.coefficients():
+            if not is_within(coefficient, self.coefficients):
+                raise ValueError(
+                    f"{type(self).__name__} needs coefficients in {self.coefficients}, and {controller!r} has "
+                    f"{coefficient!r}"
+                )
 
     @property
     def is_plain(self) -> bool:
@@ -147,11 +168,11 @@ class Shaping:
         raise NotImplementedError
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready config, with the rule's name under ``type``; see ``shaping_from_dict``."""
-        return {"type": type(self).__name__, **asdict(self)}
+        """Return the JSON-ready config, with the rule's name under ``type``; see ``shaping_from_dict``."""
+        return Shaping.registry.to_dict(self)
 
 
-Shaping.registry["Shaping"] = Shaping
+Shaping.registry.register(Shaping)
 
 
 def shaping_from_dict(saved: dict[str, Any]) -> Shaping:
@@ -164,17 +185,7 @@ def shaping_from_dict(saved: dict[str, Any]) -> Shaping:
         >>> shaping_from_dict({"type": "PeakBonus", "quantile": 0.9})
         PeakBonus(low=0.2, high=0.2, quantile=0.9)
     """
-    options = dict(saved)
-    name = options.pop("type", None)
-    if name not in Shaping.registry:
-        close = difflib.get_close_matches(str(name), Shaping.registry, n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
-        raise ValueError(f"unknown shaping type {name!r}{hint} Known: {', '.join(sorted(Shaping.registry))}")
-    rule = Shaping.registry[name]
-    if unknown := sorted(set(options) - {field.name for field in fields(rule)}):
-        known = ", ".join(field.name for field in fields(rule))
-        raise ValueError(f"{name}: unknown {', '.join(unknown)}; expected {known}")
-    return rule(**options)
+    return Shaping.registry.from_dict(saved)
 
 
 # ------------------------------------------------------------------------------------------------------- the pieces
@@ -189,9 +200,15 @@ def group_advantages(rewards: Any) -> Any:
         >>> group_advantages(np.array([[1.0, 0.0, 0.0, 1.0], [1.0, 1.0, 1.0, 1.0]])).round(3).tolist()
         [[0.866, -0.866, -0.866, 0.866], [0.0, 0.0, 0.0, 0.0]]
     """
-    xp = array_namespace(rewards)
+    xp, rewards = array_namespace(rewards), _floating(rewards)
     mean = xp.mean(rewards, axis=-1, keepdims=True)
     return (rewards - mean) / _deviation(rewards)
+
+
+def _floating(values: Any) -> Any:
+    """Integers and truth values as float64; anything else as it is."""
+    xp = array_namespace(values)
+    return values if xp.isdtype(values.dtype, "real floating") else xp.astype(values, xp.float64)
 
 
 def clipped(tokens: Tokens, advantages: Any, low: Any, high: Any) -> Any:
@@ -265,6 +282,8 @@ class DifficultyBonus(Shaping):
 
     threshold: float | None = None
 
+    ranges: ClassVar[dict[str, str]] = {"threshold": "[0, 1]"}
+
     def attention(self, tokens: Tokens) -> Any:
         xp, solved = array_namespace(tokens.mask), tokens.solved
         hard = 1 - solved if self.threshold is None else xp.astype(solved <= self.threshold, solved.dtype)
@@ -284,6 +303,7 @@ class PeakBonus(Shaping):
 
     quantile: float = 0.8
 
+    ranges: ClassVar[dict[str, str]] = {"quantile": "[0, 1]"}
     measures_attention: ClassVar[bool] = True
 
     def attention(self, tokens: Tokens) -> Any:
@@ -328,6 +348,8 @@ class ClipHigher(_PolicyRule):
     Reference: arXiv 2503.14476. In the trainer this is TRL's ``epsilon_high``.
     """
 
+    coefficients: ClassVar[str] = "[0, inf)"
+
     def policy(self, tokens: Tokens, coefficient: Any) -> Any:
         return clipped(tokens, tokens.advantages, self.low, coefficient)
 
@@ -343,6 +365,8 @@ class ConfidentTokens(_PolicyRule):
     """
 
     confident: float = 0.95
+
+    ranges: ClassVar[dict[str, str]] = {"confident": "[0, 1)"}
 
     def policy(self, tokens: Tokens, coefficient: Any) -> Any:
         xp, weight = array_namespace(tokens.log_probs), super().policy(tokens, coefficient)
@@ -380,7 +404,13 @@ class ClipCovariance(_PolicyRule):
     smallest: float = 1.0
     largest: float = 5.0
 
+    coefficients: ClassVar[str] = "(0, 1]"
     needs: ClassVar[tuple[str, ...]] = ("uniforms",)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.smallest < self.largest:
+            raise ValueError(f"{self!r}: smallest must be below largest, or no token is ever clipped")
 
     def policy(self, tokens: Tokens, coefficient: Any) -> Any:
         xp, weight, cov = array_namespace(tokens.log_probs), super().policy(tokens, coefficient), _covariance(tokens)
@@ -401,6 +431,9 @@ class KLCovariance(_PolicyRule):
 
     share: float = 0.002
 
+    coefficients: ClassVar[str] = "[0, inf)"
+    ranges: ClassVar[dict[str, str]] = {"share": "(0, 1]"}
+
     def policy(self, tokens: Tokens, coefficient: Any) -> Any:
         xp, cov = array_namespace(tokens.log_probs), _covariance(tokens)
         keys = xp.where(tokens.mask > 0, -cov, xp.full_like(cov, xp.inf))
@@ -417,6 +450,8 @@ class EntropyAdvantage(_PolicyRule):
     """
 
     kappa: float = 2.0
+
+    ranges: ClassVar[dict[str, str]] = {"kappa": "(0, inf)"}
 
     def advantages(self, tokens: Tokens, coefficient: Any) -> Any:
         xp = array_namespace(tokens.log_probs)
@@ -437,9 +472,12 @@ class TemperedReinforce(_PolicyRule):
     alpha: float = 1.0
     margin: float = 0.05
 
+    ranges: ClassVar[dict[str, str]] = {"alpha": "[0, inf)"}
+    coefficients: ClassVar[str] = "(0, inf)"
     tempered_share: ClassVar[float] = 0.25
 
     def group_advantages(self, rewards: Any, coefficient: Any) -> Any:
+        rewards = _floating(rewards)
         xp, plain = array_namespace(rewards), rewards.shape[-1] - tempered_members(self, rewards.shape[-1])
         base, extra = rewards[..., :plain], rewards[..., plain:]
         score = (extra - xp.mean(base, axis=-1, keepdims=True)) / _deviation(base)
@@ -465,6 +503,9 @@ class GradientPreserving(_PolicyRule):
     beta_2: float = 1.0
     dual: float = 10.0
 
+    coefficients: ClassVar[str] = "[0, inf)"
+    ranges: ClassVar[dict[str, str]] = {"beta_2": "[0, inf)", "dual": "(1, inf)"}
+
     def policy(self, tokens: Tokens, coefficient: Any) -> Any:
         xp, ratio, advantages = array_namespace(tokens.log_probs), tokens.ratio, tokens.advantages
         kept = xp.where((advantages < 0) & (ratio > self.dual), xp.zeros_like(ratio), ratio * advantages)
@@ -487,6 +528,7 @@ class LogitScaling(_PolicyRule):
     upper: float = 3.0
     share: float = 0.2
 
+    ranges: ClassVar[dict[str, str]] = {"factor": "(1, inf)", "upper": "[0, inf)", "share": "(0, 1]"}
     needs: ClassVar[tuple[str, ...]] = ("old_entropy",)
     scales_logits: ClassVar[bool] = True
 
@@ -514,8 +556,10 @@ class QuantileBaseline(_PolicyRule):
     Reference: arXiv 2509.22611 (c .4; .6 against collapse).
     """
 
+    coefficients: ClassVar[str] = "[0, 1]"
+
     def group_advantages(self, rewards: Any, coefficient: Any) -> Any:
-        xp = array_namespace(rewards)
+        xp, rewards = array_namespace(rewards), _floating(rewards)
         return (rewards - _row_quantile(rewards, xp.ones_like(rewards), coefficient)) / _deviation(rewards)
 
 
@@ -554,6 +598,7 @@ class EntropyRatioClip(_PolicyRule):
     Reference: arXiv 2512.05591 (.95 to 1.05, so c = .05; its yaml default is .8 to 1.2).
     """
 
+    coefficients: ClassVar[str] = "[0, inf)"
     needs: ClassVar[tuple[str, ...]] = ("old_entropy",)
 
     def policy(self, tokens: Tokens, coefficient: Any) -> Any:
@@ -571,6 +616,8 @@ class GroupedRatio(_PolicyRule):
 
     Reference: arXiv 2512.00499 (idea only).
     """
+
+    coefficients: ClassVar[str] = "[0, inf)"
 
     def policy(self, tokens: Tokens, coefficient: Any) -> Any:
         xp, mask, entropy = array_namespace(tokens.log_probs), tokens.mask, tokens.entropy

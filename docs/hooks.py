@@ -9,8 +9,11 @@ from __future__ import annotations
 import importlib
 import json
 import logging
+import os
 import posixpath
 import re
+import subprocess
+import sys
 from contextlib import suppress
 from html import unescape
 from pathlib import Path
@@ -28,6 +31,7 @@ with suppress(ModuleNotFoundError):  # the formulas of notebooks are then shown 
 log = logging.getLogger("mkdocs.hooks")  # a warning here fails a strict build
 
 PACKAGES = ("aent", "toymdp", "paper_figures", "llm/aent_llm")
+SETTINGS = "docs/settings.md"  # of an experiment file; written by the program that takes them
 
 
 class GeneratedPage(File):
@@ -80,6 +84,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     for path in re.findall(r"'([^']+\.md)'", str(config.nav)):
         if (root / path).is_file():  # otherwise mkdocs says what the navigation lacks
             add(path)
+    if not (root / SETTINGS).is_file():
+        site[SETTINGS] = GeneratedPage.generated(config, SETTINGS, content=_settings(root))
     for path in notebooks(root):
         site[path] = GeneratedPage.generated(config, path, content=_notebook(root / path))
     texts = [one for one in site.values() if one.is_documentation_page()]
@@ -119,6 +125,18 @@ def _notebook(path: Path) -> str:
         parts.append(marked if cell["cell_type"] == "markdown" else f"```python\n{text}\n```")
     title, *rest = "\n\n".join(parts).split("\n", maxsplit=1)
     return "\n".join([title, "\n*Text and code; `make notebooks` runs it and draws the figures.*\n", *rest])
+
+
+def _settings(root: Path) -> str:
+    """What ``python -m aent_llm train --settings`` prints; in a process of its own, which loads torch and TRL."""
+    command = [sys.executable, "-m", "aent_llm", "train", "--settings"]
+    path = os.pathsep.join(map(str, (root, root / "llm")))
+    done = subprocess.run(
+        command, cwd=root, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        log.warning(f"{SETTINGS}: {' '.join(command)} failed: {done.stderr.strip()}")
+    return done.stdout or "# Settings\n"
 
 
 def _module(config: MkDocsConfig, path: str) -> File:

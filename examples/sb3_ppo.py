@@ -1,6 +1,6 @@
 """Stable-Baselines3's PPO, unchanged, on one of the settings, judged by exact values.
 
-    pip install 'aent[figures]' stable-baselines3
+    pip install -e '.[figures]' stable-baselines3
     python examples/sb3_ppo.py                                        # about 10 seconds on one CPU core
     python examples/sb3_ppo.py --id toymdp/bandit-1e3-n5-v1 --steps 50000
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Sequence
@@ -21,9 +22,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from aent import cli, files
 from paper_figures.scale import NAMES, Scale
 
-LIGHT_STACK = {"matplotlib", "rich", "pandas", "joblib", "scipy", "numba", "gymnasium", "tqdm"}
+NAME, EXTRA = "paper_figures", "figures"
 
 
 @dataclass(frozen=True)
@@ -38,66 +40,61 @@ class Outcome:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code: 0, or 1 when a figure failed, or 2 for a wrong call."""
-    options = _parser().parse_args(arguments)
-    try:
-        from paper_figures import registry
-
-        stems = registry.resolve(options.only)
-        import rich  # noqa: F401
-
-        from paper_figures import output, report  # noqa: F401
-    except ValueError as error:
-        print(f"paper_figures: {error}", file=sys.stderr)
-        return 2
-    except ModuleNotFoundError as error:
-        if error.name is None or error.name.split(".")[0] not in LIGHT_STACK:
-            raise
-        print(f"paper_figures: {error.name} is missing; pip install 'aent[figures]'", file=sys.stderr)
-        return 2
-    folder = options.out or Path("paper_figures/out") / options.scale
-    if folder.exists() and not folder.is_dir():
-        print(f"paper_figures: --out {folder} is a file; name a folder", file=sys.stderr)
-        return 2
-    return _run(stems, Scale(options.scale), options.seed, folder, options.jobs)
+    """Entry point; returns the exit code: 0, or 1 when a figure or the report failed, or 2 for a wrong call."""
+    return cli.run(NAME, lambda: _run(_parser().parse_args(arguments)), extra=EXTRA)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m paper_figures", description=(__doc__ or "").split("\n\n")[0])
+def _parser() -> cli.Parser:
+    parser = cli.Parser(prog="python -m paper_figures", description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--scale", choices=NAMES, default="default", help="how much work: seconds, minutes, more seeds")
-    parser.add_argument("--only", nargs="+", metavar="FIGURE", help="such as f1 f4; default: all")
-    parser.add_argument("--seed", type=_natural, default=0, help="seed of every figure's own random stream (default 0)")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="default: paper_figures/out/<scale>")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    parser.add_argument("--jobs", type=_positive, default=cores, help=f"joblib workers for sweeps (default {cores})")
+    parser.add_argument("--only", nargs="+", action="extend", metavar="FIGURE", help="such as f1 f4; default: all")
+    parser.add_argument(
+        "--seed", type=cli.whole_number(0), default=0, help="seed of every figure's own random stream (default 0)"
+    )
+    parser.add_argument("--out", type=_folder, metavar="DIR", help="default: paper_figures/out/<scale>")
+    cores = cli.workers("-1")
+    parser.add_argument("--jobs", type=cli.workers, default=cores, help=f"joblib workers for sweeps (default {cores})")
     return parser
 
 
-def _run(stems: Sequence[str], scale: Scale, seed: int, folder: Path, jobs: int) -> int:
+def _folder(text: str) -> Path:
+    if not text:
+        raise argparse.ArgumentTypeError("expected a folder, got ''")
+    return Path(text)
+
+
+def _run(options: argparse.Namespace) -> int:
+    """Make the figures one after the other, then the page over all figures of the folder."""
+    from paper_figures import registry
+
+    stems = registry.resolve(options.only)
     import joblib
     from rich.console import Console
 
     from aent import runs
-    from aent.files import write_atomically
-    from paper_figures import output, report
+    from paper_figures import output, records, report  # noqa: F401  (what is missing is named before the work)
 
-    console = Console(highlight=False)
-    run_provenance = runs.provenance(seed)
+    if records.VARIABLE in os.environ and any("_llm_" in stem for stem in stems):
+        records.lines()  # a record of the user's own is read once before the work
+    scale, folder = Scale(options.scale), options.out or Path("paper_figures/out") / options.scale
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(f"--out {folder} is a file; name a folder")
+    files.check_writable(folder)
+    console = Console(highlight=False, markup=False, emoji=False)
+    run_provenance = runs.provenance(options.seed)
     outcomes: list[Outcome] = []
-    with _progress(console) as progress, joblib.parallel_config(n_jobs=jobs):
+    with _progress(console) as progress, joblib.parallel_config(n_jobs=options.jobs):
         whole = progress.add_task("all figures", total=len(stems))
         for stem in stems:
             own = progress.add_task(stem, total=None)
-            outcomes.append(_one(stem, scale, seed, folder, run_provenance, _nested(progress, own)))
+            outcomes.append(_one(stem, scale, options.seed, folder, run_provenance, _nested(progress, own)))
             progress.remove_task(own)
             progress.advance(whole)
             last = outcomes[-1]
             progress.console.print(f"  {last.stem:<20} {last.seconds:6.1f} s  {last.status}")
-    page = folder / "report.html"
-    if output.records(folder):
-        write_atomically(page, report.render(folder))
-    _summary(console, outcomes, page)
-    return 1 if any(outcome.status == "error" for outcome in outcomes) else 0
+    page = _write_page(folder)
+    _summary(console, outcomes, folder, page)
+    return 1 if page is None or any(outcome.status == "error" for outcome in outcomes) else 0
 
 
 def _one(stem: str, scale: Scale, seed: int, folder: Path, run_provenance: dict[str, Any], progress: Any) -> Outcome:
@@ -115,11 +112,51 @@ def _one(stem: str, scale: Scale, seed: int, folder: Path, run_provenance: dict[
             stem, spec.title, spec.claim, spec.caption, spec.alt, verdict.status, verdict.sentence, scale.name, seed,
             round(time.perf_counter() - start, 2), len(df), run_provenance, spec.table and spec.table(df),
         )  # fmt: skip
-        replaced = output.save(spec, df, record, folder)
+        replaced = _save(spec, df, record, folder)
         return Outcome(stem, verdict.status, verdict.sentence, time.perf_counter() - start, replaced)
     except Exception as error:
-        traceback.print_exc()
-        return Outcome(stem, "error", f"{type(error).__name__}: {error}", time.perf_counter() - start)
+        if isinstance(error, cli.FOR_USERS) and cli.DEBUG not in os.environ:
+            sentence = cli.describe(error, extra=EXTRA)
+        else:
+            traceback.print_exc()
+            sentence = f"{type(error).__name__}: {error}"
+        return Outcome(stem, "error", cli.one_line(sentence), time.perf_counter() - start)
+
+
+def _save(spec: Any, df: Any, record: Any, folder: Path) -> bool:
+    """Save a figure; where the folder takes it no more, in a temporary one, because computing it took a while.
+
+    Raises:
+        OSError: the folder takes it no more; says where the figure is now.
+    """
+    from paper_figures import output
+
+    try:
+        return output.save(spec, df, record, folder)
+    except OSError as error:
+        told = files.explain(error, folder)
+        try:
+            rescue = Path(tempfile.mkdtemp(prefix="paper_figures-"))
+            output.save(spec, df, record, rescue)
+        except OSError:
+            raise told from None
+        raise OSError(f"{told}. The figure is in {rescue}") from None
+
+
+def _write_page(folder: Path) -> Path | None:
+    """Write the page over all figures that are whole; what is left out is said. None when there is no page."""
+    from paper_figures import report
+
+    page = folder / "report.html"
+    try:
+        text, damaged = report.render(folder)
+        files.write_atomically(page, text)
+    except (OSError, ValueError) as error:
+        print(f"{NAME}: no report: {cli.one_line(str(error))}", file=sys.stderr)
+        return None
+    for sentence in damaged:
+        print(f"{NAME}: left out of the report: {cli.one_line(sentence)}; make it again by --only", file=sys.stderr)
+    return page
 
 
 def _progress(console: Any) -> Any:
@@ -145,34 +182,29 @@ def _nested(progress: Any, task: Any) -> Any:
     return report
 
 
-def _summary(console: Any, outcomes: Sequence[Outcome], page: Path) -> None:
+def _summary(console: Any, outcomes: Sequence[Outcome], folder: Path, page: Path | None) -> None:
     from rich.table import Table
+    from rich.text import Text
 
     colours = {"holds": "green", "holds only if": "yellow", "fails": "red", "not resolved": "dim", "error": "bold red"}
     wide = console.width >= 120  # sentences in a narrow column are unreadable; the report has them
     columns = ["figure", "s", "verdict", *(["in numbers"] if wide else [])]
     table = Table(*columns, box=None, pad_edge=False, padding=(0, 2, 1 if wide else 0, 0))
     for outcome in outcomes:
-        row = [outcome.stem, f"{outcome.seconds:.1f}", f"[{colours[outcome.status]}]{outcome.status}[/]"]
-        table.add_row(*row, *([outcome.sentence.replace("[", "\\[")] if wide else []))
+        row = [outcome.stem, f"{outcome.seconds:.1f}", Text(outcome.status, colours[outcome.status])]
+        table.add_row(*row, *([Text(outcome.sentence)] if wide else []))
     console.print(table)
+    failed = [outcome for outcome in outcomes if outcome.status == "error"]
     replaced = sum(outcome.replaced for outcome in outcomes)
-    tail = f"; {replaced} replaced an earlier version" if replaced else ""
-    console.print(
-        f"{sum(o.seconds for o in outcomes):.0f} s for {len(outcomes)} figures{tail}. Open {page}", soft_wrap=True
-    )
-
-
-def _natural(text: str) -> int:
-    if not text.isdigit():
-        raise argparse.ArgumentTypeError(f"expected a whole number >= 0, got {text!r}")
-    return int(text)
-
-
-def _positive(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number >= 1, got {text!r}")
-    return int(text)
+    words = f"{sum(o.seconds for o in outcomes):.0f} s for {len(outcomes)} figure{'' if len(outcomes) == 1 else 's'}"
+    words += f"; {replaced} replaced an earlier version" if replaced else ""
+    if failed:
+        words += f"; {len(failed)} failed, what else there is lies in {folder}."
+    elif page:
+        words += f". Open {page}"
+    console.print(words, soft_wrap=True)
+    for outcome in failed:
+        print(f"{NAME}: {outcome.stem} failed: {outcome.sentence}", file=sys.stderr)
 
 
 if __name__ == "__main__":

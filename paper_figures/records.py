@@ -48,7 +48,7 @@ def lines(path: Path | None = None) -> list[dict[str, Any]]:
 
     Raises:
         FileNotFoundError: no such file, with the command that makes it.
-        ValueError: a line that is not JSON, or a record without runs.
+        ValueError: a line that is not JSON, a run without what every run has, or a record without runs.
     """
     path = path or Path(os.environ.get(VARIABLE, RECORD))
     if not path.is_file():
@@ -57,21 +57,44 @@ def lines(path: Path | None = None) -> list[dict[str, Any]]:
             f"and `record`, or name another file in {VARIABLE}"
         )
     found = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
         try:
             found.append(json.loads(line))
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{path}, line {number}: expected one JSON object, {error}") from None
+        _check_run(found[-1], f"{path}, line {number}")
     runs = [line for line in found if "arm" in line]
     if not runs:
         raise ValueError(f"{path} holds no finished run: run `python -m aent_llm.study sweep` first")
     return runs
 
 
+KINDS = {"arm": str, "seed": int, "entropy": dict, "step": list, "curves": dict, "before": dict, "after": dict}
+
+
+def _check_run(line: Any, where: str) -> None:
+    """Refuse a line that is neither the header nor a run with one value per step in every curve."""
+    if not isinstance(line, dict):
+        raise ValueError(f"{where}: expected one JSON object, got {type(line).__name__}")
+    if "arm" not in line and "provenance" in line:
+        return
+    if wrong := [key for key, kind in KINDS.items() if not isinstance(line.get(key), kind)]:
+        raise ValueError(f"{where}: {', '.join(wrong)} missing or of the wrong type: make the record again")
+    for key, values in line["curves"].items():
+        if not isinstance(values, list) or len(values) != len(line["step"]):
+            raise ValueError(f"{where}: curves.{key} must have one value per step ({len(line['step'])})")
+
+
 def curves(path: Path | None = None) -> Frame:
-    """One row per run and logged step: ``label_columns`` and the columns of ``CURVES``; entropies in nats per token."""
+    """One row per run and logged step: ``label_columns`` and the columns of ``CURVES``; entropies in nats per token.
+
+    Raises:
+        ValueError: as ``lines``, or a run without one of the curves.
+    """
     frames = []
     for run in lines(path):
+        if lost := CURVES.keys() - run["curves"].keys():
+            raise ValueError(f"the run {run['arm']} of seed {run['seed']} has no curve {', '.join(sorted(lost))}")
         values = {column: _numbers(run["curves"][key]) for key, column in CURVES.items()}
         frames.append(pd.DataFrame({**label_columns(run), "step": run["step"], **values}))
     return pd.concat(frames, ignore_index=True).assign(kind="curve")

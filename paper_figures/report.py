@@ -13,12 +13,12 @@ import re
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
+from urllib.parse import quote
 
 from PIL import Image  # comes with matplotlib
 
 from paper_figures.output import Record, commit, records
 from paper_figures.registry import MODULES
-from paper_figures.verdicts import Verdict
 
 BADGES = {  # status -> class, sign, meaning
     "holds": ("holds", "✓", "The data bear the claim out."),
@@ -30,32 +30,43 @@ IMAGES = {"": "day", ".dark": "night"}  # suffix of the file -> class
 LARGEST = 1_000_000  # bytes of zipped data that the page carries per figure; more lies beside it only
 
 
-def render(folder: Path) -> str:
-    """The whole page.
+def render(folder: Path) -> tuple[str, list[str]]:
+    """Render the whole page over all figures of a folder.
+
+    Returns:
+        The page, and a sentence on every figure that is left out because a file of it is damaged, as the page has them.
 
     Raises:
-        ValueError: no figure in the folder, or one whose verdict has an unknown status.
+        ValueError: no figure in the folder, or only damaged ones.
     """
-    found = records(folder)
-    if not found:
-        raise ValueError(f"no figures in {folder}: run `python -m paper_figures --out {folder}` first")
+    found, damaged = records(folder)
+    sections: dict[str, str] = {}
     for record in found:
-        Verdict(record.status, record.sentence)
-    parts = [_head(found), _summary(found), _bar(found), *(_figure(record, folder) for record in found), _foot(found)]
-    return PAGE.replace("{{style}}", STYLE).replace("{{body}}", "\n".join(parts))
+        try:
+            sections[record.stem] = _figure(record, folder)
+        except Exception as error:  # for a damaged image Pillow raises nearly anything
+            damaged.append(f"{record.stem} is damaged: {type(error).__name__}: {error}")
+    found = [record for record in found if record.stem in sections]
+    if not found:
+        lost = f" ({'; '.join(damaged)})" if damaged else ""
+        raise ValueError(f"no figures in {folder}{lost}: run `python -m paper_figures --out {folder}` first")
+    parts = [_head(found, damaged), _summary(found), _bar(found), *sections.values(), _foot(found)]
+    return PAGE.replace("{{style}}", STYLE).replace("{{body}}", "\n".join(parts)), damaged
 
 
-def _head(found: Sequence[Record]) -> str:
+def _head(found: Sequence[Record], damaged: Sequence[str]) -> str:
     scales = sorted({record.scale for record in found})
     warning = "" if scales == ["full"] else f" Drawn at {' and '.join(scales)} scale."
     if "smoke" in scales:
         warning += " Smoke scale shows that everything runs; its verdicts are not results."
+    lost = "".join(f"<li>{html.escape(sentence)}</li>" for sentence in damaged)
+    left_out = f"<p>Left out, because files of them are damaged:</p><ul>{lost}</ul>" if damaged else ""
     return (
         "<header><p class=kicker>AEnt · entropy control for LLM reinforcement learning</p>"
         "<h1>Theory and language-model figures</h1>"
         "<p class=lede>Each figure tests one published claim about entropy bonuses, on exactly solvable token MDPs or "
         "on recorded runs of a small language model, and states its verdict with numbers computed from its own "
-        f"data.{warning}</p></header>"
+        f"data.{html.escape(warning)}</p>{left_out}</header>"
     )
 
 
@@ -66,7 +77,7 @@ def _summary(found: Sequence[Record]) -> str:
         for status, (_, _, meaning) in BADGES.items()
     )
     claims = "".join(
-        f"<li><a href='#{r.stem}'>{_short(r)}</a><span class=claim>{_text(r.claim)}</span>{_badge(r.status)}</li>"
+        f"<li><a href='#{_id(r)}'>{_name(r)}</a><span class=claim>{_text(r.claim)}</span>{_badge(r.status)}</li>"
         for r in found
     )
     return (
@@ -78,21 +89,21 @@ def _summary(found: Sequence[Record]) -> str:
 def _bar(found: Sequence[Record]) -> str:
     """The way between figures: stays at the top of the screen."""
     links = "".join(
-        f"<a class={BADGES[r.status][0]} href='#{r.stem}'><span aria-hidden=true>{BADGES[r.status][1]}</span>"
-        f"{_short(r)}<span class=unseen> {r.status}</span></a>"
+        f"<a class={BADGES[r.status][0]} href='#{_id(r)}'><span aria-hidden=true>{BADGES[r.status][1]}</span>"
+        f"{_name(r)}<span class=unseen> {r.status}</span></a>"
         for r in found
     )
     return f"<nav aria-label=Figures id=figures><div><a href='#verdicts'>Verdicts</a>{links}</div></nav>"
 
 
 def _figure(record: Record, folder: Path) -> str:
-    name, stem = _short(record), record.stem
+    name, stem = _name(record), record.stem
     alt = html.escape(f"{record.alt} Verdict: {record.status}.")
     images = "".join(_image(folder / f"{stem}{suffix}.png", alt, kind) for suffix, kind in IMAGES.items())
     made = f"{record.scale} scale, seed {record.seed}, {record.rows:,} rows, {_time(record.seconds)}"
     made += f", commit {commit(record.provenance)}"
     return (
-        f"<section id='{stem}'><h2><span class=number>{name}</span> {_text(record.claim)}</h2>"
+        f"<section id='{_id(record)}'><h2><span class=number>{name}</span> {_text(record.claim)}</h2>"
         f"<div class='verdict {BADGES[record.status][0]}'>{_badge(record.status)}<p>{_text(record.sentence)}</p></div>"
         f"<figure><p class=hint aria-hidden=true>← Swipe the figure sideways →</p>"
         f"<div class=frame tabindex=0 role=group aria-label='{name}, the figure'>{images}</div>"
@@ -109,8 +120,8 @@ def _table(record: Record) -> str:
     head, *rows = record.table
     body = "".join(f"<tr><th scope=row>{html.escape(row[0])}</th>{_cells(row[1:], 'td')}</tr>" for row in rows)
     return (
-        f"<details><summary>All numbers as a table<span class=unseen> of {_short(record)}</span></summary>"
-        f"<div class=scroll tabindex=0 role=group aria-label='{_short(record)}, the table'><table>"
+        f"<details><summary>All numbers as a table<span class=unseen> of {_name(record)}</span></summary>"
+        f"<div class=scroll tabindex=0 role=group aria-label='{_name(record)}, the table'><table>"
         f"<thead><tr>{_cells(head, 'th scope=col')}</tr></thead><tbody>{body}</tbody></table></div></details>"
     )
 
@@ -126,14 +137,14 @@ def _code(record: Record) -> str:
         return ""
     text = path.read_text(encoding="utf-8")
     return (
-        f"<details><summary>Code: paper_figures/{path.name}, {len(text.splitlines())} lines</summary>"
-        f"<pre tabindex=0 role=group aria-label='{_short(record)}, the code'><code>{html.escape(text)}</code></pre>"
+        f"<details><summary>Code: paper_figures/{html.escape(path.name)}, {len(text.splitlines())} lines</summary>"
+        f"<pre tabindex=0 role=group aria-label='{_name(record)}, the code'><code>{html.escape(text)}</code></pre>"
         "</details>"
     )
 
 
 def _links(record: Record, folder: Path) -> str:
-    stem, packed = record.stem, _zipped(folder / f"{record.stem}.csv")
+    stem, packed = html.escape(quote(record.stem)), _zipped(folder / f"{record.stem}.csv")
     size = f"{max(1, round(len(packed) / 1000)):,} kB"
     inside = f"<a download='{stem}.csv.zip' href='{_address('application/zip', packed)}'>CSV (zip, {size})</a>"
     beside = " · ".join(f"<a href='{stem}.{kind}'>{kind.upper()}</a>" for kind in ("csv", "pdf", "png"))
@@ -182,6 +193,16 @@ def _time(seconds: float) -> str:
 
 def _short(record: Record) -> str:
     return record.stem.split("_")[0].upper()
+
+
+def _name(record: Record) -> str:
+    """Give the figure's number for the page; what comes from a file is escaped."""
+    return html.escape(_short(record))
+
+
+def _id(record: Record) -> str:
+    """Give the figure's anchor, escaped; an id has no spaces."""
+    return html.escape("".join(record.stem.split()))
 
 
 def _badge(status: str) -> str:

@@ -95,6 +95,13 @@ def test_the_pages_of_the_repository_are_there(pages: dict[str, str], site: Path
     assert not (site / "docs/hooks.py").exists()
 
 
+def test_the_settings_of_an_experiment_file_have_a_page(pages: dict[str, str]) -> None:
+    text = re.sub(r"<[^>]+>", "", pages["docs/settings.html"])
+    for key in ("model.source", "data.answer_extract", "entropy.support", "evaluation.samples", "train.loss_type"):
+        assert key in text
+    assert "what the embedded model looks like" in text  # a description, which stands in the class alone
+
+
 def test_modules_come_in_the_reading_order_of_the_readme(pages: dict[str, str]) -> None:
     links = re.findall(r'<a href="(\w+)\.html" class="md-nav__link">', pages["aent/index.html"])
     assert links[:3] == ["entropy", "controllers", "shaping"]

@@ -28,9 +28,10 @@ from trl.trainer import grpo_trainer
 
 import small
 from aent.controllers import Controller
+from aent.entropy import SUPPORTS
 from aent.runs import Run
 from aent_llm import calibrate, compare, evaluate, sampler, tiny
-from aent_llm.config import SUPPORTS, AEntGRPOConfig
+from aent_llm.config import AEntGRPOConfig
 from aent_llm.data import DataConfig
 from aent_llm.diagnostics import Alarms
 from aent_llm.evaluate import EvalConfig
@@ -131,7 +132,7 @@ SOMETIMES = {  # logged with vLLM, tools, a mixture of experts, another loss, a 
     "sampler/mean_gap", "sampling/sampling_logp_difference/mean", "sampling/sampling_logp_difference/max",
     "sampling/importance_sampling_ratio/min", "sampling/importance_sampling_ratio/mean",
     "sampling/importance_sampling_ratio/max", "tools/call_frequency", "tools/failure_frequency", "aux_loss", "kl",
-    "cispo_clip_ratio", "vespo/phi_seq_mean", "entropy_coef", "policy_loss",
+    "sampler/tokenless_share", "cispo_clip_ratio", "vespo/phi_seq_mean", "entropy_coef", "policy_loss",
 }  # fmt: skip
 BAND = {
     "type": "band", "initial": 0.1, "low": 1.9, "high": 2.0, "step_size": 0.5, "minimum": 0.01, "maximum": 5.0,

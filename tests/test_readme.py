@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from aent import entropy as entropies
 from aent.controllers import Controller, State, controller_from_dict
 from aent.entropy import Full, entropy, entropy_gradient
 from aent.shaping import Shaping, Tokens, shaping_from_dict
@@ -274,9 +275,10 @@ def test_citations_have_a_title_and_an_id() -> None:
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], dict[str, Any]]:
-    """Execute a block as a script in an empty folder; its controllers are forgotten afterwards."""
-    monkeypatch.setattr(Controller, "registry", dict(Controller.registry))
-    monkeypatch.setattr(Shaping, "registry", dict(Shaping.registry))
+    """Execute a block as a script in an empty folder; its rules are forgotten afterwards."""
+    monkeypatch.setattr(Controller, "registry", Controller.registry.copy())
+    monkeypatch.setattr(Shaping, "registry", Shaping.registry.copy())
+    monkeypatch.setattr(entropies, "SUPPORTS", entropies.SUPPORTS.copy())
     monkeypatch.chdir(tmp_path)
 
     def execute(code: str) -> dict[str, Any]:
@@ -305,7 +307,8 @@ def test_no_block_is_forgotten() -> None:
     assert len(blocks("python", section("Commands", README))) == 2
     assert len(blocks("python", README)) == 3
     run_below = ["An MDP", "An estimator", "Property-test it", "A controller", "A method"]
-    assert len(blocks("python", EXTENDING)) == len(run_below)
+    run_by_test_own_parts = ["Your parts by name"]
+    assert len(blocks("python", EXTENDING)) == len(run_below + run_by_test_own_parts)
 
 
 def test_the_trainer_block_moves_the_logits_towards_more_entropy(run: Callable[[str], dict[str, Any]]) -> None:

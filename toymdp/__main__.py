@@ -7,11 +7,10 @@ Each command imports what it needs when it runs, so that ``list`` and ``--help``
 from __future__ import annotations
 
 import argparse
-import difflib
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
 
+from aent import cli
 from toymdp import suite
 
 SCALES = ("smoke", "default", "full")
@@ -20,20 +19,16 @@ SCALES = ("smoke", "default", "full")
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
     argv = sys.argv[1:] if argv is None else list(argv)
-    try:
-        args, unknown = _parser(with_compare=argv[:1] == ["compare"]).parse_known_args(argv)
-        if unknown:
-            _refuse(args.parser, unknown)
-        return args.run(args)
-    except ModuleNotFoundError as error:
-        if (error.name or "toymdp").partition(".")[0] == "toymdp":
-            raise
-        print(f"this command needs {error.name}: pip install 'aent[figures]'", file=sys.stderr)
-        return 2
+    return cli.run("toymdp", lambda: _run(argv), extra="figures")
+
+
+def _run(argv: list[str]) -> int:
+    args = _parser(with_compare=argv[:1] == ["compare"]).parse_args(argv)
+    return args.run(args)
 
 
 def _parser(with_compare: bool) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = cli.Parser(
         prog="python -m toymdp",
         description="Exactly solvable large-action MDPs: what there is, what is proved on it, which method solves it.",
     )
@@ -51,7 +46,9 @@ def _parser(with_compare: bool) -> argparse.ArgumentParser:
     verify.add_argument(
         "--scale", choices=SCALES, default="default", help="how many instances to try (default: default)"
     )
-    verify.add_argument("--seed", type=_seed, default=0, metavar="N", help="seed of the random instances (default: 0)")
+    verify.add_argument(
+        "--seed", type=cli.whole_number(0), default=0, metavar="N", help="seed of the random instances (default: 0)"
+    )
     verify.set_defaults(run=_verify, parser=verify)
 
     compare = commands.add_parser(
@@ -142,25 +139,6 @@ def _print(table: object) -> None:
     from rich.console import Console  # noqa: PLC0415
 
     Console(width=None if sys.stdout.isatty() else 160).print(table)
-
-
-def _refuse(parser: argparse.ArgumentParser, unknown: list[str]) -> NoReturn:
-    """End with the nearest known flag for each unknown one: argparse alone does not suggest."""
-    known = list(parser._option_string_actions)
-    flags = [word.partition("=")[0] for word in unknown if word.startswith("-")]
-    near = [match for flag in flags for match in difflib.get_close_matches(flag, known, n=1)]
-    hint = f"did you mean {' and '.join(near)}? " if near else ""
-    parser.error(f"unknown arguments: {' '.join(unknown)}; {hint}`{parser.prog} --help` explains what is possible")
-
-
-def _seed(text: str) -> int:
-    try:
-        seed = int(text)
-    except ValueError:
-        seed = -1
-    if seed < 0:
-        raise argparse.ArgumentTypeError(f"expected a whole number >= 0, got {text!r}")
-    return seed
 
 
 if __name__ == "__main__":

@@ -15,9 +15,10 @@ Left out: figures (``paper_figures`` draws from these tables).
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -28,7 +29,8 @@ import pandas as pd
 from joblib import Parallel, delayed
 from tqdm.auto import tqdm
 
-from aent.runs import Run
+from aent.cli import positive_number, whole_number, workers
+from aent.runs import Run, locked
 from toymdp import suite
 from toymdp.learners import Learner, train
 from toymdp.methods import METHODS, STRENGTHS, Method
@@ -112,8 +114,8 @@ def evaluate(
 
 
 def best_setting(tuning: Frame) -> tuple[float, float]:
-    """(strength, rate) with the highest mean final value; the weaker bonus wins a tie."""
-    means = tuning.groupby(["strength", "rate"])["final"].mean()
+    """(strength, rate) with the highest mean final value; the weaker bonus wins a tie, one that diverged never wins."""
+    means = tuning.fillna({"final": -np.inf}).groupby(["strength", "rate"])["final"].mean()
     strength, rate = means.index[int(np.argmax(means.to_numpy() - 1e-9 * np.arange(len(means))))]  # type: ignore[misc]
     return float(strength), float(rate)
 
@@ -254,17 +256,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--scale", choices=_SCALES, default="default", help="how much to run (default: %(default)s)")
     parser.add_argument("--settings", nargs="+", metavar="NAME", help="settings of the suite instead of the scale's")
     parser.add_argument(
-        "--methods", nargs="+", metavar="NAME", default=["all"], help=f"all, or of {', '.join(METHODS)}"
+        "--methods",
+        nargs="+",
+        action="extend",
+        metavar="NAME",
+        help=f"all (default), or of {', '.join(METHODS)}; one of your own is module:name",
     )
-    parser.add_argument("--steps", type=int, help="updates per run instead of the scale's")
+    parser.add_argument("--steps", type=whole_number(1, 10**9), help="updates per run instead of the scale's")
     parser.add_argument(
-        "--updates", type=int, default=1, help="optimiser steps per sampled group: above 1 clips act (default: 1)"
+        "--updates",
+        type=whole_number(1, 10**6),
+        default=1,
+        help="optimiser steps per sampled group: above 1 clips act (default: 1)",
     )
     parser.add_argument("--optimiser", choices=("adam", "sgd"), default="adam")
     parser.add_argument("--gradient", choices=("sampled", "exact"), default="sampled")
     parser.add_argument("--parametrisation", choices=("tabular", "loglinear"), default="tabular")
-    parser.add_argument("--rates", nargs="+", type=float, help="learning rates to tune over (default: by optimiser)")
-    parser.add_argument("--jobs", type=int, default=-1, help="joblib workers (default: all cores)")
+    parser.add_argument(
+        "--rates",
+        nargs="+",
+        action="extend",
+        type=positive_number,
+        help="learning rates to tune over (default: by optimiser)",
+    )
+    parser.add_argument("--jobs", type=workers, default=-1, help="joblib workers (default: -1, one per core)")
     parser.add_argument("--out", type=Path, help="keep rows in this run directory")
     parser.add_argument("--resume", action="store_true", help="go on with the run directory given by --out")
 
@@ -273,15 +288,23 @@ DEFAULT_RATES = {"adam": (0.01, 0.03), "sgd": (0.1, 0.3)}
 
 
 def main(args: argparse.Namespace) -> int:
-    """Run ``python -m toymdp compare`` and print the table. Returns the exit code."""
+    """Run ``python -m toymdp compare`` and print the table. Returns the exit code.
+
+    Raises:
+        FileExistsError: ``--out`` holds something and ``--resume`` was not given.
+        OSError: ``--out`` cannot be written; nothing was computed.
+        ValueError: settings, methods, learner or ``--out`` do not go together; nothing was computed.
+    """
     settings, steps, budget = _SCALES[args.scale]
-    names = _wanted(args.methods, args.gradient)
-    if args.resume and args.out is None:
-        raise ValueError("--resume needs --out DIRECTORY, the run directory to go on with")
+    names = _wanted(args.methods or ["all"], args.gradient)
     settings = tuple(suite.setting(name).name for name in args.settings or settings)
     rates = tuple(args.rates or DEFAULT_RATES[args.optimiser])
+    _check_repeats("--settings", settings)
+    _check_repeats("--rates", rates)
     steps = steps if args.steps is None else args.steps
     learner = Learner(steps, rates[0], args.optimiser, args.gradient, args.parametrisation, updates=args.updates)
+    for setting in settings:
+        _check_lumped(setting, learner)
     cells = [Cell(setting, learner, rates) for setting in settings]
     config = {
         "settings": settings,
@@ -290,13 +313,14 @@ def main(args: argparse.Namespace) -> int:
         "rates": rates,
         "budget": asdict(budget),
     }
-    run = (
-        None
-        if args.out is None
-        else (Run.resume(args.out, config) if args.resume else Run.create(args.out, config, seed=0))
-    )
-    rows = compare(cells, names, budget, run=run, n_jobs=args.jobs, progress=True)
+    with _open_run(args.out, args.resume, config) as run:
+        if args.methods in (None, ["all"]) and len(names) < len(METHODS):
+            print(f"left out, because they weigh sampled tokens: {', '.join(sorted(set(METHODS) - set(names)))}")
+        rows = compare(cells, names, budget, run=run, n_jobs=args.jobs, progress=True)
     _print(rows, args.scale)
+    lost = rows[(rows["phase"] == "test") & ~np.isfinite(rows["final"])]
+    for cell, name in lost[["cell", "method"]].drop_duplicates().itertuples(index=False):
+        print(f"note: {METHODS[name].label} on {cell} diverged: give lower --rates", file=sys.stderr)
     return 0
 
 
@@ -304,17 +328,54 @@ def _wanted(asked: list[str], gradient: str) -> list[str]:
     """Names of methods; "all" means all that this gradient can serve.
 
     Raises:
-        ValueError: an unknown method, or one that needs samples where gradients are exact.
+        ValueError: an unknown method, one given twice, or one that needs samples where gradients are exact.
     """
-    names = list(METHODS) if asked == ["all"] else asked
-    if unknown := sorted(set(names) - set(METHODS)):
-        raise ValueError(f"unknown method {', '.join(unknown)}; known: all, {', '.join(METHODS)}")
+    if "all" in asked and asked != ["all"]:
+        raise ValueError("--methods: 'all' stands alone; leave it or the other names out")
+    names = list(METHODS) if asked == ["all"] else [METHODS.find(name)[0] for name in asked]
+    _check_repeats("--methods", names)
     need = [name for name in names if METHODS[name].needs_samples] if gradient == "exact" else []
     if need and asked != ["all"]:
         raise ValueError(f"{', '.join(need)}: these weigh sampled tokens; leave them out or use --gradient sampled")
-    if need:
-        print(f"left out, because they weigh sampled tokens: {', '.join(need)}")
     return [name for name in names if name not in need]
+
+
+def _check_repeats(flag: str, values: Sequence[Any]) -> None:
+    if repeated := sorted({str(value) for value in values if values.count(value) > 1}):
+        raise ValueError(f"{flag}: {', '.join(repeated)} is given twice; name each once")
+
+
+def _check_lumped(setting: str, learner: Learner) -> None:
+    """Refuse what ``train`` would refuse only after other settings were computed."""
+    if suite.setting(setting).lumped and (learner.gradient, learner.parametrisation) != ("exact", "tabular"):
+        raise ValueError(
+            f"{setting} holds many identical tokens per entry, which only exact gradients of tabular policies know: "
+            "give --gradient exact --parametrisation tabular, or leave it out"
+        )
+
+
+@contextlib.contextmanager
+def _open_run(out: Path | None, resume: bool, config: dict[str, Any]) -> Iterator[Run | None]:
+    """Start or go on with the run directory of ``--out``, and hold its lock; None when there is none."""
+    if out is None:
+        if resume:
+            raise ValueError("--resume needs --out DIRECTORY, the run directory to go on with")
+        yield None
+        return
+    if resume:
+        if not (out / "config.json").is_file():
+            raise FileNotFoundError(f"--resume: {out} holds no run (no config.json); leave --resume out to start one")
+        with locked(out):
+            yield Run.resume(out, config)
+        return
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise FileExistsError(
+            f"{out} already exists and is not empty; nothing was overwritten. Go on with it by --resume, or choose "
+            "another --out"
+        )
+    run = Run.create(out, config, seed=0)
+    with locked(out):
+        yield run
 
 
 def compare(
@@ -340,7 +401,7 @@ def compare(
     if len({cell.setting for cell in cells}) < len(cells):
         raise ValueError("two cells have the same setting: call compare once per learner and add a column to its rows")
     pairs = {(cell.setting, name): (cell, METHODS[name]) for cell, name in product(cells, methods)}
-    parts = {} if run is None else _finished(pairs, budget, pd.DataFrame(list(run.logged)))
+    parts = {} if run is None else _finished(pairs, budget, _logged_rows(run))
     todo = [pair for pair in pairs if pair not in parts]
     fresh = Parallel(n_jobs=n_jobs, return_as="generator")(
         delayed(tune_and_test)(*pairs[pair], budget) for pair in todo
@@ -355,6 +416,29 @@ def compare(
         if callable(progress):
             progress(done, len(todo))
     return pd.concat([parts[pair] for pair in pairs], ignore_index=True)
+
+
+_TEXTS = ("cell", "method", "phase")
+_NUMBERS = (
+    "strength", "rate", "seed", "final", "peak", "area", "entropy", "support_entropy", "coefficient", "optimum",
+)  # fmt: skip
+
+
+def _logged_rows(run: Run) -> Frame:
+    """Rows that a run directory holds.
+
+    Raises:
+        ValueError: a line without the columns of ``tune_and_test``, or with something else in them; it is named.
+    """
+    for number, row in enumerate(run.logged, 1):
+        wrong = [key for key in _TEXTS if not isinstance(row.get(key), str)]
+        wrong += [key for key in _NUMBERS if not isinstance(row.get(key), int | float)]
+        if wrong:
+            raise ValueError(
+                f"{run.directory / 'metrics.jsonl'}, line {number} is damaged ({', '.join(wrong)} missing or of the "
+                "wrong type): delete the line, and what it held is computed again"
+            )
+    return pd.DataFrame(list(run.logged))
 
 
 def _finished(pairs: dict[Any, tuple[Cell, Method]], budget: Budget, logged: Frame) -> dict[Any, Frame]:
@@ -406,5 +490,5 @@ def _print(rows: Frame, scale: str) -> None:
         )
     # A pipe has no width: 80 columns would cut the names.
     asked = os.environ.get("COLUMNS", "")
-    width = None if sys.stdout.isatty() else int(asked) if asked.isdigit() else 160
+    width = None if sys.stdout.isatty() else int(asked) if asked.isdecimal() and int(asked) > 0 else 160
     Console(width=width).print(table)

@@ -28,6 +28,7 @@ from typing import Any
 
 import numpy as np
 
+from aent.extras import missing
 from toymdp.families import Instance
 from toymdp.suite import make
 
@@ -39,7 +40,7 @@ try:
     from gymnasium.vector.utils import batch_space
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError(
-        "toymdp's environments need gymnasium: pip install 'aent[figures]'", name=error.name
+        f"toymdp's environments need gymnasium: {missing(error.name or 'gymnasium', 'figures')}", name=error.name
     ) from error
 
 __all__ = ["TokenEnv", "TokenVectorEnv"]

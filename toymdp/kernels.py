@@ -17,12 +17,27 @@ Shape legend: R runs, S states, A entries, C classes, K special tokens per state
 from __future__ import annotations
 
 import math
+import warnings
 
 import numpy as np
 from numba import njit, types
 from numba.extending import intrinsic, overload
 
-OPTIONS = {"fastmath": True, "nogil": True, "cache": True, "error_model": "numpy"}
+
+def _can_keep_code() -> bool:
+    """Tell whether numba finds a folder for compiled code: beside this file, or the user's cache."""
+    try:
+        njit(cache=True)(_can_keep_code)
+    except RuntimeError:
+        warnings.warn(
+            "no folder for compiled code can be written, so it is compiled anew each time; NUMBA_CACHE_DIR names one",
+            stacklevel=2,
+        )
+        return False
+    return True
+
+
+OPTIONS = {"fastmath": True, "nogil": True, "cache": _can_keep_code(), "error_model": "numpy"}
 # Helpers are inlined by force: as separate functions, a fresh compilation and a cached one may call differently
 # optimised copies of them, and float32 sums then differ in the last bit between the first run and the next.
 HELPER = {**OPTIONS, "forceinline": True}

@@ -12,8 +12,8 @@ As in the paper's objective (and every GRPO code) the bonus does not differentia
 ``reference_step`` is the definition in plain numpy; ``kernels.py`` is the same in fused loops and is used whenever the
 support keeps tokens by count. ``engine="reference"`` accepts any support rule.
 
-With a shaping rule, or several updates per sampled group, ``shaped.py`` takes over: importance ratios and clipping are
-there. One update per group makes every ratio 1.
+With a shaping rule, several updates per sampled group, or a support rule of your own and sampled gradients,
+``shaped.py`` takes over: importance ratios and clipping are there. One update per group makes every ratio 1.
 
 Left out: value baselines.
 
@@ -31,7 +31,8 @@ import numpy as np
 from joblib import Parallel, delayed
 
 from aent.controllers import Constant, Controller
-from aent.entropy import Full, Nucleus, Support, Tsallis, entropy, entropy_gradient
+from aent.entropy import Full, Support, Tsallis, entropy, entropy_gradient
+from aent.registry import is_ours
 from aent.shaping import Shaping
 from toymdp import kernels
 from toymdp.batch import History, Parameters, Randoms, Recorder, Skeletons, first_anchor, per_run, spaced
@@ -76,14 +77,17 @@ class Learner:
         ):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"Learner({name}={getattr(self, name)!r}): expected one of {', '.join(allowed)}")
-        if min(self.steps, self.record_every, self.features, self.updates) < 1:
-            raise ValueError("Learner: steps, record_every, features and updates must be at least 1")
+        for name in ("steps", "record_every", "features", "updates", "group_size"):
+            number = getattr(self, name)
+            if isinstance(number, bool) or not isinstance(number, int | np.integer) or number < 1:
+                raise ValueError(f"Learner({name}={number!r}): expected a whole number, at least 1")
         if self.updates > 1 and self.gradient == "exact":
             raise ValueError("Learner: updates > 1 reuse a sample, which gradient='exact' has not; use 'sampled'")
         if self.gradient == "sampled" and self.group_size < 2:
             raise ValueError("Learner: a group-relative baseline needs group_size >= 2")
-        if not np.all(np.asarray(self.learning_rate) > 0):
-            raise ValueError(f"Learner: learning_rate must be positive, got {self.learning_rate!r}")
+        rates = np.asarray(self.learning_rate)
+        if rates.dtype.kind not in "iuf" or not np.all((rates > 0) & np.isfinite(rates)):
+            raise ValueError(f"Learner: learning_rate must be positive and finite, got {self.learning_rate!r}")
 
 
 def train(
@@ -107,7 +111,8 @@ def train(
         shaping: the rule that weighs sampled tokens; the plain one is GRPO with a bonus.
         seeds: R sampling seeds; run i depends on its instance, settings and seed alone, not on its neighbours (to
             the bit when tabular; log-linear runs share a matrix product and differ by rounding).
-        engine: "auto", "fused" or "reference"; the last knows the plain rule only.
+        engine: "auto", "fused" or "reference"; the last knows the plain rule only. A support rule of your own is
+            served by "fused" if it keeps the highest logits and says how many in ``kept(vocabulary)``.
         dtype: of the logits, float32 or float64.
         n_jobs: joblib workers over chunks of runs; None follows ``joblib.parallel_config``.
 
@@ -128,8 +133,9 @@ def train(
     runs = len(instances)
     seeds = range(runs) if seeds is None else seeds
     _check(instances, learner, seeds, engine)
-    if _is_shaped(learner, support, shaping) and engine != "reference":
-        _check_shaped(instances, learner, support)
+    shaping.check_controller(controller)
+    if engine != "reference" and _is_shaped(learner, support, shaping, engine):
+        _check_shaped(learner)
         chunk: Any = partial(train_shaped, rule=shaping)
     else:
         chunk = _unshaped(instances, learner, support, shaping, engine)
@@ -149,16 +155,17 @@ def train(
     return History.joined(list(histories))  # type: ignore[arg-type]
 
 
-def _is_shaped(learner: Learner, support: Support, shaping: Shaping) -> bool:
-    """Whether the one-pass kernel does not know what is asked for."""
-    return not shaping.is_plain or learner.updates > 1 or isinstance(support, Tsallis)
+def _is_shaped(learner: Learner, support: Support, shaping: Shaping, engine: str) -> bool:
+    """Whether the one-pass kernel does not know what is asked for, and ``shaped.py`` does."""
+    own = not is_ours(type(support)) and learner.gradient == "sampled" and engine == "auto"
+    return not shaping.is_plain or learner.updates > 1 or isinstance(support, Tsallis) or own
 
 
 def _unshaped(instances: Sequence[Instance], learner: Learner, support: Support, shaping: Shaping, engine: str) -> Any:
     """The plain engine that can serve: fused for supports that keep tokens by count, else reference."""
     if not shaping.is_plain or learner.updates > 1:
         raise ValueError("engine='reference' knows the plain rule and one update per group only: use engine='auto'")
-    fused = engine == "fused" or (engine == "auto" and hasattr(support, "kept"))
+    fused = engine == "fused" or (engine == "auto" and is_ours(type(support)) and hasattr(support, "kept"))
     if fused and not hasattr(support, "kept"):
         raise ValueError(f"{support!r} does not keep tokens by count: use engine='reference'")
     if not fused and instances[0].mdp.multiplicity is not None:
@@ -328,13 +335,9 @@ def _check(instances: Sequence[Instance], learner: Learner, seeds: Sequence[int]
         )
 
 
-def _check_shaped(instances: Sequence[Instance], learner: Learner, support: Support) -> None:
+def _check_shaped(learner: Learner) -> None:
     if learner.gradient != "sampled":
         raise ValueError("train: shaping rules and Tsallis bonuses need samples; use Learner(gradient='sampled')")
-    if not hasattr(support, "kept") and not isinstance(support, Nucleus):
-        raise ValueError(
-            f"train: {support!r} with a shaping rule: expected full, drop-lowest, top-k, nucleus or Tsallis"
-        )
 
 
 def _bytes_per_run(instance: Instance, learner: Learner, dtype: Any) -> int:

@@ -6,6 +6,10 @@ suite (entropies of 4 nats at the start and group sizes of 16 are not those of a
 constant is in its grid unless it is a coefficient of a bonus, which depends on the scale of entropies and rewards.
 
 The first seven compare supports and controllers (F3); the rest are the field (``aent.methods``), by the same names.
+
+A method of your own is ``METHODS["mine"] = Method(...)`` in a module of yours, say ``my_rules``; ``compare`` takes it
+as ``my_rules:mine``. One that is registered in ``aent.methods`` alone runs as it is: its controller is fixed, and only
+the learning rate is tuned.
 """
 
 from __future__ import annotations
@@ -30,6 +34,7 @@ from aent.controllers import (
     Switch,
 )
 from aent.entropy import DropLowest, Full, Support, TopK, Tsallis
+from aent.registry import Registry
 from aent.shaping import Shaping
 
 __all__ = ["BANDS", "CONTROLLERS", "FIELD", "METHODS", "STRENGTHS", "SUPPORTS", "Method"]
@@ -50,6 +55,13 @@ class Method:
     strengths: tuple[float, ...] = STRENGTHS
     shaping: Shaping = field(default_factory=Shaping)
     knob: str = "coefficient"
+
+    def __post_init__(self) -> None:
+        if not callable(self.controller):
+            raise ValueError(
+                f"Method({self.label!r}): controller must be a function from values of the knob to a controller, such "
+                f"as Constant or lambda s: {self.controller!r}, got {self.controller!r}"
+            )
 
     @property
     def needs_samples(self) -> bool:
@@ -124,4 +136,28 @@ FIELD: dict[str, Method] = {
     "espo": _published("espo", "clip range", (0.02, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6), Constant),
 }
 
-METHODS: dict[str, Method] = {**SUPPORTS, **FIELD}
+
+class _Methods(Registry[Method]):
+    """Those of this module; what only ``aent.methods`` knows is made into one with a fixed controller."""
+
+    def __missing__(self, name: str) -> Method:
+        return _fixed(published.METHODS[name]) if name in published.METHODS else super().__missing__(name)
+
+    def spelling(self, text: str) -> str | None:
+        return super().spelling(text) or published.METHODS.spelling(text)
+
+    def _located(self, text: str) -> Method:
+        found: Any = super()._located(text)
+        return _fixed(found) if isinstance(found, published.Method) else found
+
+
+def _fixed(method: published.Method) -> Method:
+    return Method(method.label, method.support, lambda strength: method.controller, (), method.shaping, "none")
+
+
+METHODS = _Methods(
+    "method",
+    {**SUPPORTS, **FIELD},
+    expected="a toymdp.methods.Method or an aent.methods.Method",
+    accepts=lambda found: isinstance(found, Method | published.Method),
+)

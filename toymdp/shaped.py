@@ -5,7 +5,8 @@ the sampled tokens under the present policy -> the rule's weights -> one optimis
 entropy of the phase once, at its end. ``learners.train`` calls this whenever a rule, several updates, or an entropy
 that its one-pass kernel does not know is asked for; with the plain rule and one update both do the same.
 
-``gradient`` is the definition in plain numpy; ``shaped_kernels.py`` is the same in fused loops.
+``gradient`` is the definition in plain numpy; ``shaped_kernels.py`` is the same in fused loops. A support rule of your
+own is asked by numpy, for all runs at once, and its part is added to what the loops give.
 
 Shape legend: R runs, S states, A tokens, B responses (Q prompts of G), H horizon.
 """
@@ -18,7 +19,8 @@ from typing import Any
 import numpy as np
 
 from aent.controllers import Controller
-from aent.entropy import Full, Nucleus, Support, Tsallis, entropy_gradient
+from aent.entropy import Full, Nucleus, Support, Tsallis, entropy, entropy_gradient, support_weights
+from aent.registry import is_ours
 from aent.shaping import Shaping, Tokens, Weights, tempered_members
 from toymdp import kernels, shaped_kernels
 from toymdp.batch import History, Parameters, Randoms, Recorder, Skeletons, first_anchor, per_run, spaced
@@ -104,6 +106,7 @@ class _Runs:
     ):
         mdp = instances[0].mdp
         self.learner, self.rule, self.mdp = learner, rule, mdp
+        self.own = None if is_ours(type(support)) else support  # a rule that the kernels do not know
         self.over, self.kept = _bonus_over(support, mdp.actions)
         self.skeletons = Skeletons(instances)
         self.parameters = Parameters(learner, instances, dtype, learner.learning_rate)
@@ -131,6 +134,10 @@ class _Runs:
             special, classes, self.mdp.start, self.mdp.transition, self.mdp.reward, self.over, self.kept, self.visits,
             self.value, self.entropy, self.measured,
         )  # fmt: skip
+        if self.own is not None:
+            self.statistics[..., kernels.KEPT_ENTROPY] = entropy(self.z, support=self.own)
+            share = self.visits / self.visits.sum(-1, keepdims=True)
+            self.measured[:] = (share * self.statistics[..., kernels.KEPT_ENTROPY]).sum(-1)
         if self.prior_total is None:
             self.prior_total = self.statistics[..., kernels.SHIFT].copy()
 
@@ -187,28 +194,49 @@ class _Runs:
             entropy=_at(self.statistics[..., kernels.ENTROPY], rollout.states),
             old_entropy=rollout.old_entropy,
             support_entropy=_at(self.statistics[..., kernels.KEPT_ENTROPY], rollout.states),
-            kept=self.kept if self.over == shaped_kernels.BY_COUNT else float(self.mdp.actions),
+            kept=self._number_kept(),
             solved=rollout.solved,
             reference_log_probs=rollout.reference_log_probs,
             uniforms=uniforms,
         )
 
+    def _number_kept(self) -> Any:
+        if self.own is not None:
+            return _at(support_weights(self.z, self.own).sum(-1, dtype=float), self.rollout.states)
+        return self.kept if self.over == shaped_kernels.BY_COUNT else float(self.mdp.actions)
+
     def update(self, weights: Weights, t: int) -> None:
         """One optimiser step along the weighted gradient; ``odds`` is used up."""
-        tabular = self.learner.parametrisation == "tabular"
         shape, rollout, parameters = self.rollout.mask.shape, self.rollout, self.parameters
         policy, bonus = (np.ascontiguousarray(np.broadcast_to(part, shape), dtype=float) for part in weights)
+        extra = None
+        if self.own is not None:
+            extra, bonus = self._bonus_gradient(bonus, self.own), np.zeros(shape)
+        in_kernel = self.learner.parametrisation == "tabular" and extra is None
         shaped_kernels.update_runs(
             self.z, parameters.first_moment, parameters.second_moment, self.odds, self.statistics, self.shifts,
             rollout.states, rollout.tokens, policy, bonus, rollout.scale, self.mdp.start, self.learner.group_size,
-            self.over, self.rate, t, self.learner.optimiser == "adam", tabular,
+            self.over, self.rate, t, self.learner.optimiser == "adam", in_kernel,
         )  # fmt: skip
-        if not tabular:
+        if extra is not None:
+            self.odds += extra
+        if not in_kernel:
             parameters.ascend(self.odds, t)
+
+    def _bonus_gradient(self, bonus: np.ndarray, support: Support) -> np.ndarray:
+        """(R, S, A): sum_t start/G b_t dH~/dz over a support rule of one's own; ``bonus`` is (R, B, H)."""
+        states, paid = self.rollout.states, np.zeros(self.z.shape[:2])
+        share = self.mdp.start[states[..., :1]] / self.learner.group_size
+        runs = np.broadcast_to(np.arange(len(states))[:, None, None], states.shape)
+        inside = states >= 0
+        np.add.at(paid, (runs[inside], states[inside]), (share * bonus)[inside])
+        return paid[..., None] * entropy_gradient(self.z, support=support)
 
 
 def _bonus_over(support: Support, actions: int) -> tuple[int, float]:
     """(kind, tokens or mass kept) as the kernels know them."""
+    if not is_ours(type(support)):
+        return shaped_kernels.ALL, float(actions)
     if isinstance(support, Tsallis):
         return shaped_kernels.TSALLIS, float(actions)
     if isinstance(support, Nucleus) and support.mass < 1:

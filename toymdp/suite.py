@@ -18,12 +18,13 @@ paper's Fig. 1, whose settings are not public), ``control`` and ``smoke`` (runs 
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from aent.cli import suggest
 
 if TYPE_CHECKING:
     from toymdp.families import Instance
@@ -64,7 +65,9 @@ def setting(name: str) -> Setting:
     stem, _, version = bare.rpartition("-v")
     bare = stem if stem in SETTINGS and version == str(SETTINGS[stem].version) else bare
     if bare not in SETTINGS:
-        raise ValueError(f"unknown setting {name!r}{_did_you_mean(bare, SETTINGS)}; `python -m toymdp list` shows all")
+        raise ValueError(
+            f"unknown setting {name!r}{suggest(bare, SETTINGS, most=3) or '.'} `python -m toymdp list` shows all"
+        )
     return SETTINGS[bare]
 
 
@@ -99,7 +102,7 @@ def select(*tags: str) -> tuple[Setting, ...]:
     known = sorted({tag for chosen in SETTINGS.values() for tag in chosen.tags})
     for tag in tags:
         if tag not in known:
-            raise ValueError(f"unknown tag {tag!r}{_did_you_mean(tag, known)}; known tags: {', '.join(known)}")
+            raise ValueError(f"unknown tag {tag!r}{suggest(tag, known, most=3) or '.'} Known tags: {', '.join(known)}")
     return tuple(chosen for chosen in SETTINGS.values() if set(tags) <= set(chosen.tags))
 
 
@@ -212,11 +215,6 @@ def _family(chosen: Setting) -> Any:
     from toymdp import families  # noqa: PLC0415  (loads scipy, which listing names does not need)
 
     return getattr(families, chosen.family)
-
-
-def _did_you_mean(word: str, known: Any) -> str:
-    close = difflib.get_close_matches(word, list(known), n=3, cutoff=0.5)
-    return f": did you mean {' or '.join(map(repr, close))}?" if close else ""
 
 
 SETTINGS: dict[str, Setting] = _settings()

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import importlib
-import os
 import sys
 
-from aent_llm.command_line import one_line
+from aent import cli
 
 COMMANDS = {
     "train": ("train", "GRPO with an entropy bonus and a controller, from a YAML file"),
@@ -20,19 +19,25 @@ COMMANDS = {
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns its exit status."""
     arguments = sys.argv[1:] if argv is None else argv
-    if not arguments or arguments[0] not in COMMANDS:
-        asked_for_help = bool(arguments) and arguments[0] in ("-h", "--help")
+    asked = arguments[0] if arguments else ""
+    if asked in COMMANDS:
+        return cli.run(f"aent_llm {asked}", lambda: _run(asked, arguments[1:]), extra="llm")
+    if asked in ("", "-h", "--help"):
         lines = [f"  {name:<10} {text}" for name, (_, text) in COMMANDS.items()]
-        lines += ["", "Exit status: 0 done, 2 input that cannot be used. AENT_DEBUG=1 shows where an error was raised."]
-        print("\n".join([__doc__ or "", *lines]), file=sys.stdout if asked_for_help else sys.stderr)
-        return 0 if asked_for_help else 2
-    try:
-        return importlib.import_module(f"aent_llm.{COMMANDS[arguments[0]][0]}").main(arguments[1:])
-    except (OSError, ImportError, ValueError) as error:  # written for the user
-        if "AENT_DEBUG" in os.environ:
-            raise
-        print(f"aent_llm {arguments[0]}: {one_line(error)}", file=sys.stderr)
-        return 2
+        lines += [
+            "",
+            "Exit status: 0 done, 2 input that cannot be used, 1 NaN while training, 128 + number after a signal.",
+            "AENT_DEBUG=1 shows where an error was raised.",
+        ]
+        print("\n".join([__doc__ or "", *lines]), file=sys.stdout if asked else sys.stderr)
+        return 0 if asked else 2
+    hint = cli.suggest(asked, COMMANDS) or "."
+    print(f"aent_llm: unknown command {cli.one_line(asked)!r}{hint} Known: {', '.join(COMMANDS)}", file=sys.stderr)
+    return 2
+
+
+def _run(name: str, arguments: list[str]) -> int:
+    return importlib.import_module(f"aent_llm.{COMMANDS[name][0]}").main(arguments)
 
 
 if __name__ == "__main__":

@@ -14,11 +14,12 @@ Entropies in nats per completion token at the sampling temperature.
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import sys
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,11 +27,11 @@ from pydantic import Field
 from rich.console import Console
 from rich.table import Table
 
+from aent.cli import Parser
 from aent.controllers import Band
-from aent.entropy import DropLowest, Full, Nucleus, Support, TopK
+from aent.entropy import DropLowest, Full, Nucleus, Support, TopK, support_to_dict
 from aent_llm import benchmarks
 from aent_llm.clamp_effect import Estimate, Measured, Rollout, RuleMeasure, measure_rollouts
-from aent_llm.command_line import Parser
 from aent_llm.generate import context_length, encode_prompts, transformers_sampler
 from aent_llm.rewards import is_correct, score_completions
 from aent_llm.schema import Count, NaturalNumber, Positive, Share, check_fields
@@ -243,7 +244,9 @@ def label(rule: Support) -> str:
             return f"top-k {rule.k}"
         case Nucleus():
             return f"nucleus {rule.mass:g}"
-    return "full"
+        case Full():
+            return "full"
+    return repr(rule)
 
 
 def _rounded(value: float) -> float:
@@ -256,6 +259,7 @@ def _rounded(value: float) -> float:
 def _yaml(result: CalibrationResult, source: str) -> str:
     names = {Full: "full", DropLowest: "drop_lowest", TopK: "top_k", Nucleus: "nucleus"}
     band, reasons, measured = result.band, result.reasons, result.measured
+    saved = support_to_dict(result.support)
     lines = [
         "# Written by `python -m aent_llm calibrate`" + (f" for {source}" if source else "") + ".",
         f"# {measured.prompts} prompts, {measured.completions} completions, {measured.tokens:,} tokens measured; "
@@ -265,8 +269,8 @@ def _yaml(result: CalibrationResult, source: str) -> str:
         "entropy:",
         *(f"  # {line}" for line in textwrap.wrap(reasons["support"], 110)),
         "  support:",
-        f"    type: {names[type(result.support)]}",
-        *(f"    {key}: {_number(value)}" for key, value in asdict(result.support).items()),  # type: ignore[call-overload]
+        f"    type: {names.get(type(result.support), saved.pop('type'))}",
+        *(f"    {key}: {_number(value)}" for key, value in saved.items()),
         "  controller:",
         "    type: band",
     ]
@@ -277,10 +281,10 @@ def _yaml(result: CalibrationResult, source: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _number(value: float) -> str:
+def _number(value: Any) -> str:
     """Never in a form YAML 1.1 reads as text: ``1e-05`` needs its point."""
-    text = repr(value)
-    return text.replace("e", ".0e") if "e" in text and "." not in text else text
+    text = json.dumps(value)
+    return text.replace("e", ".0e") if isinstance(value, float) and "e" in text and "." not in text else text
 
 
 def _table(result: CalibrationResult) -> Table:

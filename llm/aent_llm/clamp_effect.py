@@ -21,6 +21,7 @@ import torch
 from tqdm.auto import tqdm
 
 from aent.entropy import Support, entropy, entropy_gradient, support_weights
+from aent_llm.head_parts import logit_transform
 
 __all__ = ["Estimate", "Measured", "Rollout", "RuleMeasure", "measure", "measure_rollouts"]
 
@@ -259,14 +260,9 @@ def _hidden_states(model: Any, part: Sequence[Rollout]) -> torch.Tensor:
 
 def _logits(model: Any, hidden: torch.Tensor) -> torch.Tensor:
     """(n, width) -> (n, V) float32: the head, then the scale and soft cap of the model's config, if any."""
-    config = model.config.get_text_config()
-    logits = model.get_output_embeddings()(hidden).float()
-    if scale := getattr(config, "logit_scale", None):
-        logits = logits * scale
-    if scaling := getattr(config, "logits_scaling", None):
-        logits = logits / scaling
-    cap = getattr(config, "final_logit_softcapping", None)
-    return cap * (logits / cap).tanh() if cap else logits
+    factor, cap = logit_transform(model.config)
+    logits = model.get_output_embeddings()(hidden).float() * factor
+    return logits if cap is None else cap * (logits / cap).tanh()
 
 
 def _check_head(model: Any, one: Rollout) -> None:
@@ -277,7 +273,8 @@ def _check_head(model: Any, one: Rollout) -> None:
     if not gap < 0.02:  # bf16 models differ by less from batch to batch
         raise ValueError(
             f"calibrate: {type(model).__name__} turns hidden states into logits in a way not known here (probabilities "
-            f"differ by {gap:.2g}). Expected: output embeddings, logit_scale or logits_scaling, final_logit_softcapping"
+            f"differ by {gap:.2g}). Known are a matrix, a factor (logit_scale, logits_scaling and the like) and "
+            "final_logit_softcapping"
         )
 
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import csv
 import difflib
+import io
 import json
 import sys
 from collections.abc import Sequence
@@ -28,7 +29,10 @@ import numpy as np
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
+from aent.cli import Parser, one_line, suggest
+from aent.files import check_writable, write_atomically
 from aent.runs import read_run
 from aent_llm import curves, style
 
@@ -44,6 +48,7 @@ METRICS = {  # what is compared, and where a run logs it; the second key is TRL'
 LAST = 0.1  # of the steps: what "final" means
 DRAWS = 2000  # of a bootstrap
 UPRIGHT = 6  # groups that fit side by side in a table
+LONGEST = 60  # letters of a group's name: what fits a headline
 
 
 @dataclass(frozen=True)
@@ -61,7 +66,7 @@ class RunData:
         found: dict[int, float] = {}
         for step, line in self.metrics.items():
             value = next((line[key] for key in METRICS[metric] if isinstance(line.get(key), int | float)), None)
-            if value is not None and np.isfinite(value):
+            if value is not None and abs(value) <= sys.float_info.max:  # neither NaN, infinite nor a huge integer
                 found[step] = float(value)
         return found
 
@@ -100,20 +105,62 @@ def read_runs(paths: Sequence[str | Path]) -> list[RunData]:
 
 def _read(path: Path) -> RunData:
     if not (path / "config.json").is_file():
-        below = sorted(str(one.parent) for one in path.glob("**/metrics.jsonl"))[:5] if path.is_dir() else []
+        nested = [*path.glob("*/metrics.jsonl"), *path.glob("*/*/metrics.jsonl")] if path.is_dir() else []
+        below = sorted(str(one.parent) for one in nested)[:5]
         near = sorted(path.parent.iterdir()) if path.parent.is_dir() and not path.exists() else []
         close = difflib.get_close_matches(path.name, [one.name for one in near], n=3)
         meant = below or [str(path.parent / name) for name in close]
         what = "does not exist" if not path.exists() else "is not a run directory (no config.json)"
         raise FileNotFoundError(f"{path} {what}" + (f"; did you mean {', '.join(meant)}?" if meant else ""))
     config, origin, lines = read_run(path)
-    metrics = {int(line["step"]): line for line in lines if "step" in line}
+    _check_config(config, path / "config.json")
+    metrics = {}
+    for number, line in enumerate(lines, 1):
+        if "step" in line:
+            metrics[_step(line["step"], f"{path / 'metrics.jsonl'}, line {number}")] = line
     if not metrics:
         raise ValueError(f"{path} has no metrics yet: wait for its first logged step, or leave it out")
-    summary = path / "summary.json"
-    content = json.loads(summary.read_text(encoding="utf-8")) if summary.is_file() else {}
     seed = (config.get("train") or {}).get("seed", origin.get("seed"))
-    return RunData(path, config, seed, dict(sorted(metrics.items())), content)
+    return RunData(path, config, seed, dict(sorted(metrics.items())), _summary(path / "summary.json"))
+
+
+def _step(value: Any, where: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, int | float) or value != value // 1:
+        raise ValueError(f"{where}: step must be a whole number, got {value!r}; delete the line")
+    return int(value)
+
+
+def _check_config(config: dict[str, Any], path: Path) -> None:
+    """Refuse a config whose entropy block cannot be told in words or whose band cannot be drawn."""
+    for key in ("train", "entropy"):
+        if not isinstance(config.get(key) or {}, dict):
+            raise ValueError(f"{path}: {key} must be a block of settings, got {config[key]!r}")
+    try:
+        method(config)
+        curves.band(config)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}: the entropy block cannot be read ({type(error).__name__}: {error})") from None
+
+
+def _summary(path: Path) -> dict[str, Any]:
+    """Evaluations and seconds of a finished run; empty for another.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_bytes())
+        for when in ("before", "after"):
+            for key, score in (content.get(when) or {}).items():
+                if key.startswith(("avg@", "pass@")):
+                    int(key.partition("@")[2])
+                    assert all(isinstance(score[name], int | float) for name in ("mean", "low", "high"))
+        assert isinstance(content.get("seconds") or 0, int | float)
+    except (AssertionError, AttributeError, KeyError, TypeError, ValueError, RecursionError):
+        raise ValueError(f"{path} is damaged: delete it to compare the curves without the evaluations") from None
+    return content
 
 
 def group_runs(runs: Sequence[RunData], by: str = "config") -> list[Group]:
@@ -132,8 +179,8 @@ def group_runs(runs: Sequence[RunData], by: str = "config") -> list[Group]:
         found.setdefault(_identity(run, by), []).append(run)
     if by not in ("config", "method", "directory") and set(found) == {"null"}:
         keys = sorted({key for run in runs for key in _leaves(run.config)})
-        close = difflib.get_close_matches(by, keys, n=3)
-        raise ValueError(f"--group-by {by}: no config has this key; did you mean {', '.join(close) or keys}?")
+        hint = suggest(by, keys, most=3) or f". There are {', '.join(keys)}"
+        raise ValueError(f"--group-by {by}: no config has this key{hint}")
     members = list(found.values())
     labels = [f"{by.rpartition('.')[2]} = {key.strip(chr(34))}" for key in found]
     if by == "directory":
@@ -145,6 +192,12 @@ def group_runs(runs: Sequence[RunData], by: str = "config") -> list[Group]:
     return [Group(label, tuple(group)) for label, group in zip(_distinct(labels), members, strict=True)]
 
 
+def _shown(label: str) -> str:
+    """Put a name on one line that is not too long for a figure; its two ends tell most."""
+    line = one_line(label)
+    return line if len(line) <= LONGEST else f"{line[: LONGEST - 21]}…{line[-20:]}"
+
+
 def _identity(run: RunData, by: str) -> str:
     if by == "directory":
         return str(run.directory)
@@ -152,7 +205,7 @@ def _identity(run: RunData, by: str) -> str:
     if by == "method":
         return json.dumps({key: value for key, value in leaves.items() if key.startswith("entropy.")}, sort_keys=True)
     if by != "config":
-        return json.dumps(leaves.get(by))
+        return json.dumps(leaves.get(by), ensure_ascii=False)
     return json.dumps(
         {key: value for key, value in leaves.items() if key not in ("seed", "train.seed")}, sort_keys=True
     )
@@ -162,15 +215,24 @@ def method(config: dict[str, Any]) -> str:
     """The entropy block in a few words: ``no bonus``, ``top k 100 + band``, ``full, constant 0.01``, ``clip-cov``."""
     own, block = config.get("entropy") or {}, curves.entropy_block(config)
     support, rule = curves.typed(block["support"]), curves.typed(block["controller"])
-    values = [f"{value:g}" for key, value in support.items() if key != "type"]
-    kept = " ".join([support["type"].replace("_", " "), *values])
+    kept = " ".join([_words(support), *(_number(value) for key, value in support.items() if key != "type")])
     coefficient = rule.get("coefficient", 0.0) if rule["type"] == "constant" else None
-    bonus = f"{kept} + {rule['type'].replace('_', ' ')}" if coefficient is None else f"{kept}, constant {coefficient:g}"
+    bonus = f"{kept} + {_words(rule)}" if coefficient is None else f"{kept}, constant {_number(coefficient)}"
     named = [str(own["method"])] if own.get("method") else []
-    named += [curves.typed(own["shaping"])["type"].replace("_", " ")] if own.get("shaping") else []
+    named += [_words(curves.typed(own["shaping"]))] if own.get("shaping") else []
     if named:  # the coefficient is the rule's, which may pay no bonus at all
         return ", ".join([*named, *([bonus] if {"support", "controller"} & set(own) else [])])
     return "no bonus" if coefficient == 0 else bonus
+
+
+def _words(rule: dict[str, Any]) -> str:
+    """Name of a rule in words, without the module of one's own: ``top_k`` is ``top k``."""
+    return rule["type"].rpartition(":")[2].replace("_", " ").strip()
+
+
+def _number(value: Any) -> str:
+    """Shortest form of a number; the options of a rule of one's own may be anything."""
+    return f"{value:g}" if isinstance(value, int | float) and not isinstance(value, bool) else str(value)
 
 
 def _names(groups: list[list[RunData]]) -> list[str]:
@@ -190,6 +252,7 @@ def _names(groups: list[list[RunData]]) -> list[str]:
 
 
 def _distinct(labels: list[str]) -> list[str]:
+    labels = [_shown(label) for label in labels]
     return [f"{one} ({labels[: i + 1].count(one)})" if labels.count(one) > 1 else one for i, one in enumerate(labels)]
 
 
@@ -291,16 +354,13 @@ def table(runs: Sequence[RunData], *, group_by: str = "config", baseline: str | 
     )
     rows = [{"": group.label, **_cells(group), **_versus(group, reference)} for group in groups]
     out = Table(title="Runs compared" if len(groups) > 1 else None, caption=caption, caption_justify="left")
-    if len(groups) > UPRIGHT:
-        for name in rows[0]:
-            out.add_column(name, justify="right" if name else "left", overflow="fold")
-        for row in rows:
-            out.add_row(*row.values())
-        return out
-    for i, name in enumerate(["", *(group.label for group in groups)]):
-        out.add_column(name, justify="right" if i else "left", overflow="fold")
-    for name in list(rows[0])[1:]:
-        out.add_row(name, *(row[name] for row in rows))
+    lines = [list(rows[0]), *(list(row.values()) for row in rows)]
+    if len(groups) <= UPRIGHT:
+        lines = [list(line) for line in zip(*lines, strict=True)]
+    for i, heading in enumerate(lines[0]):
+        out.add_column(Text(heading), justify="right" if i else "left", overflow="fold")
+    for line in lines[1:]:
+        out.add_row(*map(Text, line))  # never markup: names and settings are the user's
     return out
 
 
@@ -335,11 +395,10 @@ def _versus(group: Group, reference: Group | None) -> dict[str, str]:
 
 def _named(groups: Sequence[Group], name: str) -> Group:
     labels = [group.label for group in groups]
-    if name not in labels:
-        close = difflib.get_close_matches(name, labels, n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
+    if _shown(name) not in labels:
+        hint = suggest(name, labels) or "."
         raise ValueError(f"--baseline {name}: no such run{hint} There are {', '.join(labels)}")
-    return groups[labels.index(name)]
+    return groups[labels.index(_shown(name))]
 
 
 def _cell(values: Sequence[float]) -> str:
@@ -382,18 +441,31 @@ def _difference(ours: np.ndarray, theirs: np.ndarray) -> str:
 
 
 def write_csv(path: Path, runs: Sequence[RunData], *, group_by: str = "config") -> None:
-    """The curves, not smoothed: one line per run group, metric and step.
+    """Write the curves, not smoothed: one line per run group, metric and step.
 
     Raises:
         FileExistsError: the file exists.
+        OSError: it cannot be written; says why and what to do.
     """
-    with path.open("x", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["run", "seeds", "metric", "step", "mean", "low", "high"])
-        for label, members in group_runs(runs, group_by):
-            for metric in METRICS:
-                for step, *values in zip(*aggregate(members, metric), strict=True):
-                    writer.writerow([label, len(members), metric, int(step), *(float(value) for value in values)])
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow(["run", "seeds", "metric", "step", "mean", "low", "high"])
+    for label, members in group_runs(runs, group_by):
+        for metric in METRICS:
+            for step, *values in zip(*aggregate(members, metric), strict=True):
+                writer.writerow([label, len(members), metric, int(step), *(float(value) for value in values)])
+    write_atomically(path, text.getvalue(), replace=False)
+
+
+def write_picture(path: Path, figure: Figure) -> None:
+    """Write a figure in the format of the file's ending, PNG for none.
+
+    Raises:
+        FileExistsError, OSError: as ``write_csv``.
+    """
+    content = io.BytesIO()
+    figure.savefig(content, format=path.suffix[1:] or "png", dpi=160)
+    write_atomically(path, content.getvalue(), replace=False)
 
 
 # -------------------------------------------------------------------------------------------------------- the command
@@ -404,20 +476,18 @@ def main(argv: list[str] | None = None) -> int:
 
     Raises:
         FileExistsError: an output file exists; nothing is overwritten.
-        FileNotFoundError, ValueError: as ``read_runs``, ``group_runs`` and ``table``.
+        OSError: an output file cannot be written, found before anything is read.
+        FileNotFoundError, ValueError: as ``read_runs``, ``group_runs`` and ``table``; an ending that is no format.
     """
     options = _parser().parse_args(argv)
-    for path in filter(None, (options.out, options.csv)):
-        if path.exists():
-            raise FileExistsError(f"{path} already exists; nothing was overwritten. Choose another name")
+    _check_outputs(options.out, options.csv)
     runs = read_runs(options.runs)
     rows = table(runs, group_by=options.group_by, baseline=options.baseline)
     Console().print(rows)
     for note in notes(group_runs(runs, options.group_by)):
-        print(f"note: {note}", file=sys.stderr)
+        print(f"note: {one_line(note)}", file=sys.stderr)
     if options.out:
-        with options.out.open("xb") as file:
-            draw(runs, group_by=options.group_by).savefig(file, format=options.out.suffix[1:] or "png", dpi=160)
+        write_picture(options.out, draw(runs, group_by=options.group_by))
         print(f"curves: {options.out}")
     if options.csv:
         write_csv(options.csv, runs, group_by=options.group_by)
@@ -425,8 +495,29 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
+def _check_outputs(picture: Path | None, numbers: Path | None) -> None:
+    """Refuse files that cannot be written or are there already, before anything is read."""
+    for flag, path in (("--out", picture), ("--csv", numbers)):
+        if path is None:
+            continue
+        if path.is_dir():
+            raise IsADirectoryError(f"{flag} {path} is a folder; name a file in it")
+        if path.exists():
+            raise FileExistsError(f"{flag} {path} already exists; nothing was overwritten. Choose another name")
+        if not path.parent.is_dir():
+            raise FileNotFoundError(
+                f"{flag} {path}: there is no folder {path.parent}; make it, or choose another place"
+            )
+        check_writable(path.parent)
+    if picture and numbers and picture.resolve() == numbers.resolve():
+        raise ValueError(f"--out and --csv both name {picture}; choose two names")
+    formats = sorted(Figure().canvas.get_supported_filetypes())
+    if picture and picture.suffix and picture.suffix[1:].lower() not in formats:
+        raise ValueError(f"--out {picture}: {picture.suffix} is no format of pictures; known: {', '.join(formats)}")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m aent_llm compare", description=(__doc__ or "").partition("\n")[0])
+    parser = Parser(prog="python -m aent_llm compare", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("runs", nargs="+", metavar="RUN", help="run directories, as written by train")
     parser.add_argument(
         "--group-by", default="config", metavar="BY",

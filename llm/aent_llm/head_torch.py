@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from aent.entropy import DropLowest, TopK, Tsallis
+from aent.entropy import DropLowest, TopK, Tsallis, rule_weights
 from aent_llm.head_parts import MASKED, NOT_A_LOGIT, Gradients, GradientSums, Head, Settings, slices
 
 __all__ = ["backward", "forward"]
@@ -253,7 +253,7 @@ class _Weighted(NamedTuple):
 
     @classmethod
     def of(cls, z: Tensor, settings: Settings, first: Tensor) -> _Weighted:
-        weight = settings.support.weights(z)  # type: ignore[union-attr]
+        weight = rule_weights(settings.support, z)  # type: ignore[arg-type]
         kept, threshold = weight.sum(-1, keepdim=True), torch.zeros_like(z[:, :1])
         share = threshold
         if settings.has_threshold:
@@ -339,7 +339,7 @@ def _own_rule_gradient(z: Tensor, settings: Settings) -> Tensor:
     if type(settings.support) is Tsallis:
         p = torch.softmax(z, -1)
         return _row_dot(p, p).sub(p).mul_(p)
-    log_weight = settings.support.weights(z).log().clamp_min_(MASKED)  # type: ignore[union-attr]
+    log_weight = rule_weights(settings.support, z).log().clamp_min_(MASKED)  # type: ignore[arg-type]
     shifted = z + log_weight
     part = _softmax(shifted, torch.empty_like(z))
     q = part.p.mul_(part.peak > -NOT_A_LOGIT)

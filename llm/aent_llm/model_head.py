@@ -16,14 +16,16 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
+from peft.utils.other import TrainableTokensWrapper
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 from trl.trainer.utils import FusedCausalLMOutput, maybe_gather_lm_head_ctx
 
 from aent.entropy import Support
 from aent_llm.entropy_head import Engine, fused_entropy_head
+from aent_llm.head_parts import logit_transform
 
-__all__ = ["EntropyOutput", "add_entropy_head", "check_scalable", "logit_scale"]
+__all__ = ["EntropyOutput", "add_entropy_head", "check_scalable"]
 
 RowScale = Tensor | Callable[[dict[str, Any]], Tensor]
 
@@ -54,6 +56,7 @@ def add_entropy_head(
     cast_lm_head_to_fp32: bool = False,
     tile_bytes: int | None = None,
     engine: Engine = "auto",
+    positions_from_mask: bool = False,
 ) -> None:
     """Give ``model`` (a ``PreTrainedModel``) the entropy head in place of TRL's, which must have been added before.
 
@@ -70,9 +73,12 @@ def add_entropy_head(
         cast_lm_head_to_fp32: project in float32, outside autocast.
         tile_bytes: as ``fused_entropy_head`` takes it.
         engine: likewise.
+        positions_from_mask: count positions from the attention mask, as ``generate`` does; for models whose own count
+            would include the padding on the left.
 
     Raises:
-        ValueError: a PEFT or distributed wrapper, or a model that TRL has not given its head.
+        ValueError: a PEFT or distributed wrapper, a model that TRL has not given its head, or a head that is no matrix
+            of floats.
     """
     if not hasattr(model, "get_output_embeddings") or not _has_fused_head(model.forward):
         raise ValueError(
@@ -80,15 +86,18 @@ def add_entropy_head(
             f"model.get_base_model(), and call add_entropy_head after GRPOTrainer.__init__ or after trl.trainer.utils."
             f"add_fused_lm_head"
         )
+    _check_matrix(model)
     replaced = model.forward
+    logit_scale, softcap = logit_transform(model.config)
     head = _ModelHead(
         support=support,
         temperature=temperature,
-        logit_scale=logit_scale(model.config.get_text_config()),
-        softcap=getattr(model.config.get_text_config(), "final_logit_softcapping", None),
+        logit_scale=logit_scale,
+        softcap=softcap,
         in_float32=cast_lm_head_to_fp32,
         tile_bytes=tile_bytes,
         engine=engine,
+        positions_from_mask=positions_from_mask,
     )
 
     @functools.wraps(type(model).forward)  # `generate` validates its arguments against this signature
@@ -104,7 +113,7 @@ def check_scalable(model: Any) -> None:
     Raises:
         ValueError: a head with a bias or a softcap.
     """
-    softcap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
+    _, softcap = logit_transform(model.config)
     bias = getattr(model.get_output_embeddings(), "bias", None)
     if bias is not None or softcap is not None:
         found = "a bias" if bias is not None else f"a softcap of {softcap}"
@@ -119,15 +128,21 @@ def _has_fused_head(forward: Any) -> bool:
     return code is not None and "fused_lm_head" in code.co_varnames
 
 
-def logit_scale(config: Any) -> float:
-    """What the architecture multiplies its logits by, under the names and in the order of TRL's head."""
-    for name in ("logit_scale", "output_multiplier", "lm_head_multiplier"):
-        if getattr(config, name, None) is not None:
-            return getattr(config, name)
-    scaling = getattr(config, "logits_scaling", None)
-    if scaling is None:
-        return 1.0
-    return scaling if config.model_type == "hyperclovax" else 1 / scaling
+def _check_matrix(model: Any) -> None:
+    """Raises ValueError for a head whose weight cannot be multiplied with, or whose bias PEFT would leave out."""
+    lm_head = model.get_output_embeddings()
+    weight = getattr(lm_head, "weight", None)
+    if not isinstance(weight, Tensor) or not weight.is_floating_point() or weight.element_size() < 2:
+        dtype = "no weight" if weight is None else f"a weight of {weight.dtype}"
+        raise ValueError(
+            f"the head of {type(model).__name__} is a {type(lm_head).__name__} with {dtype}; expected a matrix of 16 "
+            "bits or more. Leave the head out of the quantisation (llm_int8_skip_modules=['lm_head'])"
+        )
+    if isinstance(lm_head, TrainableTokensWrapper) and getattr(lm_head.original_module, "bias", None) is not None:
+        raise ValueError(
+            "trainable_token_indices on a head with a bias: PEFT leaves the bias out. Train the embedding's tokens "
+            "alone, or the whole head with modules_to_save"
+        )
 
 
 class _ModelHead(NamedTuple):
@@ -140,6 +155,7 @@ class _ModelHead(NamedTuple):
     in_float32: bool
     tile_bytes: int | None
     engine: Engine
+    positions_from_mask: bool = False
 
     def __call__(
         self,
@@ -154,6 +170,8 @@ class _ModelHead(NamedTuple):
         **kwargs: Any,
     ) -> EntropyOutput:
         kwargs["use_cache"] = False
+        if self.positions_from_mask and kwargs.get("position_ids") is None:
+            kwargs["position_ids"] = _positions(*args, **kwargs)
         if getattr(model.config.get_text_config(), "output_router_logits", False):
             kwargs.setdefault("output_router_logits", True)
         backbone = model.base_model(*args, **kwargs)
@@ -180,7 +198,7 @@ class _ModelHead(NamedTuple):
         if statistics and self.support is None:
             raise ValueError("entropy_statistics=True, but add_entropy_head was given support=None: pass a rule there")
         weight: Any = lm_head.weight
-        bias: Any = lm_head.bias
+        bias: Any = getattr(lm_head, "bias", None)  # PEFT's wrapper of trainable tokens has none
         hidden, labels = hidden.to(weight.device), labels.to(weight.device)  # a model spread over devices
         mask = labels != -100
         autocast = nullcontext()
@@ -202,6 +220,14 @@ class _ModelHead(NamedTuple):
                 engine=self.engine,
             )
         return {name: _spread(values, mask) for name, values in output._asdict().items()}, mask
+
+
+def _positions(input_ids: Any = None, attention_mask: Any = None, inputs_embeds: Any = None, **_: Any) -> Any:
+    """(batch, seq), counted from the mask as ``generate`` counts them; the mask may begin with a prefix."""
+    if attention_mask is None or attention_mask.dim() != 2:
+        return None
+    length = (input_ids if inputs_embeds is None else inputs_embeds).shape[1]
+    return (attention_mask.long().cumsum(-1) - 1).masked_fill(attention_mask == 0, 0)[:, -length:]
 
 
 def _gathered(parameter: Any) -> Any:

@@ -157,8 +157,8 @@ def _read_model(experiment: Experiment, skipped: list[str] | None) -> tuple[Any,
             skipped.append(f"the model {source}: not in the cache")
             return None, None
         raise ValueError(
-            f"model.source={source!r} is neither a folder with a tokenizer and a config.json nor a hub id that can be "
-            f"reached (HF_HUB_OFFLINE={os.environ.get('HF_HUB_OFFLINE', 'not set')}): {_first_line(error)}"
+            f"model.source={source!r} is neither a folder with a tokenizer nor a hub id that can be reached "
+            f"(HF_HUB_OFFLINE={os.environ.get('HF_HUB_OFFLINE', 'not set')}): {_first_line(error)}"
         ) from error
     _check_weights(source)
     return tokenizer, config
@@ -266,12 +266,11 @@ def _check_engine(args: Any, model: Any, support: Any, vocabulary: int) -> None:
     import torch
 
     from aent_llm import head_triton
-    from aent_llm.head_parts import Settings
-    from aent_llm.model_head import logit_scale
+    from aent_llm.head_parts import Settings, logit_transform
 
     if args.entropy_engine != "triton" or (args.device.type == "cpu" and not _interprets_triton()):
         return
-    scale, dtype = logit_scale(model.config.get_text_config()), torch.bfloat16 if args.bf16 else torch.float32
+    (scale, _), dtype = logit_transform(model.config), torch.bfloat16 if args.bf16 else torch.float32
     settings = Settings(support, temperature=args.temperature, logit_scale=scale, compute_dtype=dtype)
     if obstacle := head_triton.why_not(args.device, settings, vocabulary):
         raise ValueError(f"entropy.engine: triton: {obstacle}; auto would take torch")
@@ -318,14 +317,21 @@ def lora_config(experiment: Experiment) -> Any:
 
 
 def _check_optimiser(args: Any, model: Any) -> None:
-    """Whether optimiser and schedule exist here and take their options."""
+    """Whether optimiser, schedule and checkpointing of gradients exist here and take their options."""
     import torch
+    import torch.utils.checkpoint
     from transformers import Trainer, get_scheduler
 
     try:
         Trainer.get_optimizer_cls_and_kwargs(args, model)
     except Exception as error:  # ImportError, ValueError, RuntimeError
         raise ValueError(f"train.optim={getattr(args.optim, 'value', args.optim)}: {_first_line(error)}") from error
+    try:
+        if args.gradient_checkpointing_kwargs:
+            options = {"use_reentrant": False, **args.gradient_checkpointing_kwargs}
+            torch.utils.checkpoint.checkpoint(torch.clone, torch.zeros(1, requires_grad=True), **options)
+    except Exception as error:  # ValueError, TypeError
+        raise ValueError(f"train.gradient_checkpointing_kwargs: {_first_line(error)}") from error
     steps = args.max_steps if args.max_steps > 0 else 1000
     try:
         get_scheduler(
@@ -347,7 +353,7 @@ def _check_optimiser(args: Any, model: Any) -> None:
 
 def _check_packages(experiment: Experiment, args: Any, skipped: list[str] | None) -> None:
     """What must be there: a reference model, trackers, vLLM, a GPU."""
-    from transformers.integrations import get_available_reporting_integrations
+    from transformers.integrations.integration_utils import get_available_reporting_integrations
 
     if args.sync_ref_model and args.beta == 0.0:
         raise ValueError("train.sync_ref_model: true has no effect with train.beta=0: there is no reference model then")
@@ -379,15 +385,15 @@ def _interprets_triton() -> bool:
 @contextlib.contextmanager
 def from_cache_only() -> Iterator[None]:
     """Let the Hugging Face libraries look at what is on this disk and download nothing."""
-    import datasets
+    from datasets import config
     from huggingface_hub import constants
 
-    before = constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE
-    constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
+    before = constants.HF_HUB_OFFLINE, config.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = config.HF_HUB_OFFLINE = True
     try:
         yield
     finally:
-        constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE = before
+        constants.HF_HUB_OFFLINE, config.HF_HUB_OFFLINE = before
 
 
 def _first_line(error: BaseException) -> str:

@@ -10,7 +10,7 @@ from transformers import TrainerCallback
 
 from aent.runs import Run
 
-__all__ = ["LastStep", "RunLog", "StepBar"]
+__all__ = ["RunLog", "StepBar"]
 
 
 class RunLog(TrainerCallback):
@@ -23,13 +23,6 @@ class RunLog(TrainerCallback):
         if state.is_world_process_zero and logs and "train_runtime" not in logs:
             numbers = {key: value for key, value in logs.items() if isinstance(value, int | float)}
             self.run.log(step=state.global_step, **{k: v for k, v in numbers.items() if k != "step"})
-
-
-class LastStep(TrainerCallback):
-    """Logs the last step whatever ``logging_steps`` is, on all ranks: no run ends without a number."""
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        control.should_log |= state.global_step >= state.max_steps
 
 
 class StepBar(TrainerCallback):
@@ -53,5 +46,9 @@ class StepBar(TrainerCallback):
             self.bar.set_postfix({k: f"{v:.3g}" for k, v in found.items() if math.isfinite(v)})
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the line of the bar."""
         if self.bar is not None:
             self.bar.close()

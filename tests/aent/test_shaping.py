@@ -644,7 +644,7 @@ def test_kl_cov_touches_its_share_also_where_covariances_tie(share):
 @settings(max_examples=40)
 @given(BATCHES, st.floats(-1, 1))
 def test_entropic_weighs_sure_tokens_by_one_plus_or_minus_alpha(tokens, alpha):
-    unclipped = ConfidentTokens(low=1e9, high=1e9, confident=0.6)
+    unclipped = ConfidentTokens(low=1.0, high=1e9, confident=0.6)
     positive = np.where(tokens.advantages > 0, 1 + alpha, 1 - alpha)
     factor = np.where(np.exp(tokens.log_probs) > 0.6, positive, 1.0)
     np.testing.assert_allclose(
@@ -746,12 +746,11 @@ def test_range_bonus_is_worth_its_coefficient_at_most_whatever_the_vocabulary(vo
     assert weights.bonus[0, 0] * math.log(vocabulary) == pytest.approx(0.3)  # largest entropy: log of the number kept
 
 
-def test_range_bonus_of_one_kept_token_is_finite():
+def test_range_bonus_of_one_kept_token_is_zero():
     """A nucleus of a sure token is that token: its entropy is 0 whatever the weight, which must not be infinite."""
     with np.errstate(divide="ignore"):
         weights = RangeBonus()(by_hand([[1.0, 1.0]], [1.0, 1.0], kept=[[1, 10]]), 0.3)
-    assert np.isfinite(weights.bonus).all()
-    assert weights.bonus[0, 1] == pytest.approx(0.3 / math.log(10))
+    np.testing.assert_allclose(weights.bonus, [[0, 0.3 / math.log(10)]])
 
 
 @settings(max_examples=60)
@@ -881,8 +880,34 @@ def test_advantages_may_come_as_one_number_per_response(rule, coefficient):
 def test_a_batch_without_a_counted_token_weighs_nothing():
     tokens = dataclasses.replace(batch(np.random.default_rng(6), 2, 3), mask=np.zeros((2, 3)))
     for rule, coefficient in RULES:
-        for part in rule(tokens, coefficient):
+        with np.errstate(all="raise", under="ignore"):
+            weights = rule(tokens, coefficient)
+        for part in weights:
             np.testing.assert_array_equal(part, 0)
+
+
+def test_only_the_plain_rule_is_plain():
+    assert Shaping(low=0.1).is_plain is True
+    assert [rule.is_plain for rule, _ in RULES if type(rule) is not Shaping] == [False] * (len(RULES) - 1)
+
+
+def test_a_number_at_a_bound_is_inside():
+    """Clips, thresholds and bands are open or closed as published; all numbers here are exact in binary."""
+    at_the_clip = by_hand([[0.5, 2.0]], [-4, 4], log_probs=[[0, 0]])  # low .5, high 1
+    np.testing.assert_array_equal(Shaping(low=0.5, high=1.0)(at_the_clip, 0.0).policy, [[-2, 8]])
+    np.testing.assert_array_equal(GradientPreserving(0.5, 1.0, beta_2=0.0)(at_the_clip, 0.0).policy, [[-2, 8]])
+    np.testing.assert_array_equal(
+        GradientPreserving(dual=2.0)(by_hand([[2.0]], [-4], log_probs=[[0]]), 0.0).policy, [[-8]]
+    )
+    half = by_hand([[1.0]], [1.0], log_probs=np.log([[0.5]]))  # pi > .5 is not met
+    np.testing.assert_array_equal(ConfidentTokens(confident=0.5)(half, 8.0).policy, [[1]])
+    even = by_hand([[1.0, 1.0]], [1.0], old_entropy=[[0.75, 0.75]])  # neither below .75 nor above it
+    np.testing.assert_array_equal(LogitScaling(upper=0.75).logit_scale(even, 0.75), [[1]])
+    # Cov = (1 - 0)(1 - 0) of two tokens with A = -+1 and log pi = -1 -+ 1: 1 is not above 1, nor below it
+    tokens = by_hand([[1.0], [1.0]], [[-1.0], [1.0]], log_probs=[[-2.0], [0.0]], uniforms=[[0.1], [0.2]])
+    for rule in (ClipCovariance(smallest=1.0, largest=5.0), ClipCovariance(smallest=0.0, largest=1.0)):
+        np.testing.assert_array_equal(rule(tokens, 1.0).policy, [[-1], [1]])
+    np.testing.assert_array_equal(ClipCovariance(smallest=0.5, largest=5.0)(tokens, 1.0).policy, [[0], [0]])  # control
 
 
 @EACH
@@ -908,11 +933,11 @@ NEUTRAL = [  # (rule, coefficient that makes it plain GRPO, one that does not, w
     (ClipHigher(), 0.2, 0.35, as_is),
     (ConfidentTokens(confident=0.6), 0.0, 0.1, as_is),
     (AdvantageKL(), 0.4, 0.4, lambda t: dataclasses.replace(t, reference_log_probs=t.log_probs)),
-    (ClipCovariance(smallest=2.0, largest=1.0), 0.5, 0.5, as_is),  # nothing is between 2 and 1
-    (KLCovariance(low=9.0, high=9.0), 0.0, 0.5, as_is),
+    (ClipCovariance(smallest=1e8, largest=1e9), 0.5, 0.5, as_is),  # nothing is between
+    (KLCovariance(low=1.0, high=9.0), 0.0, 0.5, as_is),
     (EntropyAdvantage(), 0.0, 0.4, as_is),
     (GradientPreserving(beta_2=0.0), 0.0, 0.5, as_is),
-    (LogitScaling(upper=math.inf), -1.0, 2.0, as_is),
+    (LogitScaling(upper=1e9), -1.0, 2.0, as_is),
     (LogProbAdvantage(), 0.0, 0.1, as_is),
     (SampleRejection(), 0.0, 1.0, as_is),
     (EntropyRatioClip(), 1e9, 0.1, as_is),
@@ -954,6 +979,17 @@ def test_group_rules_at_their_neutral_setting():
     np.testing.assert_array_equal(TemperedReinforce().group_advantages(rewards, 1.2), group_advantages(rewards))
     wide = np.random.default_rng(12).choice([0.0, 1.0], size=(4, 8))
     np.testing.assert_array_equal(TemperedReinforce(alpha=0.0).group_advantages(wide, 1.2)[:, -2:], 0)
+
+
+@pytest.mark.parametrize("rule", [Shaping(), QuantileBaseline(), TemperedReinforce(alpha=0.5)], ids=repr)
+def test_rewards_that_are_integers_or_truth_values_are_numbers(rule):
+    rewards = np.random.default_rng(13).integers(0, 2, size=(4, 8))
+    expected = rule.group_advantages(rewards.astype(float), 0.4)
+    assert np.ptp(expected) > 0.4
+    for kind in (np.int64, np.int8, bool):
+        np.testing.assert_array_equal(rule.group_advantages(rewards.astype(kind), 0.4), expected)
+        found = rule.group_advantages(torch.tensor(rewards.astype(kind)), 0.4)
+        np.testing.assert_allclose(found.numpy(), expected, rtol=1e-12)
 
 
 # ------------------------------------------------------------------------------------------------------------ JSON

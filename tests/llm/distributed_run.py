@@ -2,6 +2,10 @@
 
     python distributed_run.py single OUT            torchrun --nproc_per_node=2 distributed_run.py ddp|fsdp2 OUT
 
+A third argument lets something happen on rank 1 alone in step 3: ``nan`` (one entry of its gradient), ``signal`` (it
+gets SIGTERM), ``reward`` (its rewards are infinite); ``resume`` goes on from the last checkpoint. Every rank writes
+to OUT how it ended.
+
 Completions are a fixed function of the prompt and its place in the group, so that every way of splitting the same
 global batch over ranks and micro-batches trains on the same tokens.
 """
@@ -9,16 +13,21 @@ global batch over ranks and micro-batches trains on the same tokens.
 from __future__ import annotations
 
 import json
+import math
 import os
 import random
+import signal
 import sys
 from collections import Counter
+from pathlib import Path
 
 import torch
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType
+from transformers import TrainerCallback
 
 import small
+from aent_llm import signals
 from aent_llm.trainer import AEntGRPOTrainer
 
 BAND = {"type": "band", "initial": 0.3, "low": 1.5, "high": 1.6, "step_size": 0.5, "minimum": 0.01, "maximum": 5.0}
@@ -60,23 +69,56 @@ def _plugin():
     )  # fmt: skip
 
 
-def main(kind: str, out: str) -> None:
+class OnRank1(TrainerCallback):
+    """Does something in step 3."""
+
+    def __init__(self, do):
+        self.do = do
+
+    def on_step_begin(self, args, state, control, **_):
+        if state.global_step == 2 and os.environ["RANK"] == "1":
+            self.do()
+
+
+def poison(trainer) -> None:
+    """Make one entry of a gradient NaN after ranks have summed theirs, or in this rank's shard."""
+    weight = trainer.model.model.layers[1].mlp.up_proj.weight
+    real = trainer._finish_window
+
+    def finish() -> None:
+        gradient = weight.grad.to_local() if hasattr(weight.grad, "to_local") else weight.grad
+        gradient[0, 0] = math.nan
+        real()
+
+    trainer._finish_window = finish
+
+
+def main(kind: str, out: str, what: str = "") -> None:
     ranks = int(os.environ.get("WORLD_SIZE", 1))
     from aent.entropy import TopK
     from aent_llm.config import AEntGRPOConfig
 
+    infinite = []
+
+    def even_words(completions, **columns):
+        return [math.inf] * len(completions) if infinite else small.even_words(completions)
+
     trainer = {"single": FixedRollouts, "ddp": FixedRollouts, "fsdp2": FSDP2OnCPU}[kind](
         small.model(),
-        [small.even_words],
+        [even_words],
         AEntGRPOConfig(
             **{
                 **small.SETTINGS, "output_dir": out, "max_steps": 4, "per_device_train_batch_size": 8 // ranks,
                 "entropy_support": TopK(9), "entropy_controller": BAND, "learning_rate": 0.02,
+                **({"save_strategy": "steps", "save_steps": 2, "optim": "adamw_torch"} if what else {}),
             }
         ),
         train_dataset=small.prompts(),
         processing_class=small.tokenizer(),
     )  # fmt: skip
+    if what:
+        ended(trainer, what, infinite)
+        return
     trainer.train()
     sharded = any(type(p).__name__ == "DTensor" for p in trainer.model.parameters())
     full = [p.full_tensor() if hasattr(p, "full_tensor") else p for p in trainer.model.parameters()]
@@ -97,6 +139,38 @@ def main(kind: str, out: str) -> None:
                 }
             )
         )
+
+
+def ended(trainer, what: str, infinite: list) -> None:
+    """Print how the run ended on this rank, and whether its weights are those from before the last step."""
+    kept = {}
+    happens = {
+        "nan": lambda: poison(trainer),
+        "signal": lambda: os.kill(os.getpid(), signal.SIGTERM),
+        "reward": lambda: infinite.append(1),
+    }
+    if what in happens:
+        trainer.add_callback(OnRank1(happens[what]))
+    keep = TrainerCallback()
+    keep.on_step_begin = lambda *_, **__: kept.update(weights=local(trainer))
+    trainer.add_callback(keep)
+    said, status = "", 0
+    try:
+        with signals.handled() as trainer.stop:
+            trainer.train(resume_from_checkpoint=True if what == "resume" else None)
+    except (Exception, signals.Interrupted) as error:
+        said, status = f"{type(error).__name__}: {error}", getattr(error, "status", 1)
+    moved = bool(kept) and not torch.equal(local(trainer), kept["weights"])
+    result = {"said": said, "status": status, "moved": moved, "step": trainer.state.global_step}
+    Path(trainer.args.output_dir, f"{what}-{trainer.accelerator.process_index}.json").write_text(json.dumps(result))
+    if trainer.accelerator.is_main_process:
+        print("RESULT {}")
+
+
+def local(trainer) -> torch.Tensor:
+    """The weights that this rank holds."""
+    parts = (p.to_local() if hasattr(p, "to_local") else p for p in trainer.model.parameters())
+    return torch.cat([part.detach().flatten().clone() for part in parts])
 
 
 if __name__ == "__main__":

@@ -3,6 +3,8 @@
 import csv
 import json
 import math
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from rich.console import Console
 from aent.controllers import controller_from_dict
 from aent.runs import Run
 from aent_llm import compare, curves
+from aent_llm.__main__ import main as command
 from aent_llm.compare import RunData, aggregate, draw, final, group_runs, main, notes, read_runs, table
 
 BAND = {
@@ -151,7 +154,7 @@ def test_settings_of_one_name_are_told_apart_by_what_differs() -> None:
 
 
 def test_an_unknown_key_is_answered_with_near_ones(runs: Path) -> None:
-    with pytest.raises(ValueError, match=r"no config has this key; did you mean train\.learning_rate"):
+    with pytest.raises(ValueError, match=r"no config has this key; did you mean \'train\.learning_rate\'"):
         group_runs(read_runs([runs / "grpo-0"]), "train.learning_rates")
 
 
@@ -165,6 +168,8 @@ def test_an_unknown_key_is_answered_with_near_ones(runs: Path) -> None:
         ({"method": "clip_cov"}, "clip_cov"),
         ({"method": "aent", "support": {"type": "top_k", "k": 64}}, "aent, top k 64 + band"),
         ({"shaping": {"type": "kl_covariance"}, "controller": 0.0}, "kl covariance, full, constant 0"),
+        ({"support": {"type": "not_here:MinP", "share": 0.1}, "controller": "not_here.Halving"}, "min p 0.1 + halving"),
+        ({"support": {"type": "not_here:Words", "kept": "odd"}, "controller": 0.1}, "words odd, constant 0.1"),
     ],
 )
 def test_methods_have_names(entropy: dict, expected: str) -> None:
@@ -176,9 +181,9 @@ def test_a_method_by_name_brings_its_band_and_its_clamp() -> None:
     assert curves.entropy_block({"entropy": {"method": "ClipCov"}})["support"] == {
         "type": "Full"
     }  # as training takes it
-    assert curves._band(published) == (0.15, 0.24)
+    assert curves.band(published) == (0.15, 0.24)
     assert curves.typed(curves.entropy_block(published)["support"]) == {"type": "drop_lowest", "share": 0.33}
-    assert curves._band({"entropy": {"method": "AEnt", "controller": 0.1}}) is None
+    assert curves.band({"entropy": {"method": "AEnt", "controller": 0.1}}) is None
     assert curves.entropy_block({}) == {"support": "full", "controller": 0.0}
 
 
@@ -367,3 +372,142 @@ def test_the_command_writes_picture_and_numbers_and_never_overwrites(runs: Path,
     with pytest.raises(FileExistsError, match="nothing was overwritten"):
         main([*paths, "--out", str(picture)])
     assert picture.read_bytes() == before
+
+
+NAMES = [
+    "[INST] {prompt} [/INST]", "[red]", "[/]", "[nan, 1]", ":smile:", "$x$ and $y$", r"$\frac{$",
+    "$\\frac{", "5$ & 6_{ % # ~ ^",
+    "_hidden", "", "a\nb\tc", "\x1b[31mred", "x" * 500, "熵 🎉 é", "half \udcff", "a\\",
+]  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore:Glyph")
+def test_names_of_any_kind_are_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Neither rich nor matplotlib reads a name as a language of its own; all of them at once are rows of the table."""
+    paths = [str(train(tmp_path / f"{i}", config(name, i), steps=3)) for i, name in enumerate(NAMES)]
+    assert main([*paths, "--out", str(tmp_path / "c.svg"), "--csv", str(tmp_path / "c.csv")]) == 0
+    out, err = capsys.readouterr()
+    assert "\x1b" not in out + err
+    labels = [group.label for group in group_runs(read_runs(paths))]
+    assert all(label.isprintable() and len(label) <= compare.LONGEST + 4 for label in labels)
+    assert len(set(labels)) == len(NAMES)
+    legend = draw(read_runs(paths)).legends[0].get_texts()
+    assert [one.get_text() for one in legend[: len(NAMES)]] == labels
+    assert not any(one.get_parse_math() for one in legend)
+    shown = "".join(column(text(table(read_runs(paths))), 0))
+    assert all("".join(label.split()) in shown for label in labels)
+
+
+@pytest.mark.parametrize("name", NAMES, ids=ascii)
+def test_one_run_of_any_name_has_a_title_and_a_column(tmp_path: Path, name: str) -> None:
+    read = [read_runs([train(tmp_path / "run", config(name, 0), steps=2)])[0]]
+    (label, _) = group_runs(read)[0]
+    assert "".join(label.split()) in "".join(column(text(table(read)), 1))
+    figure = draw(read)
+    assert figure.texts[0].get_text() == f"{label}: 1 seed"
+    assert not any(one.get_parse_math() for one in figure.texts)
+
+
+def column(shown: str, place: int) -> list[str]:
+    """Letters of one column of a printed table, folded cells put together."""
+    rows = [re.split("[│┃]", line) for line in shown.splitlines() if line.startswith(("│", "┃"))]
+    return ["".join(row[place + 1].split()) for row in rows]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["nothing"], "nothing does not exist"),
+        (["grpo-00"], "did you mean grpo-0"),
+        (["."], "did you mean aent-0"),
+        (["mine"], "mine is not a run directory"),
+        (["grpo-0", "./grpo-0"], "a run counts once"),
+        (["grpo-0", "--baseline", "gpro"], "did you mean 'grpo'?"),
+        (["grpo-0", "--group-by", "train.learnin_rate"], "did you mean 'train.learning_rate'"),
+        (["grpo-0", "--group-by", ""], "no config has this key"),
+        (["grpo-0", "--out", "mine"], "already exists"),
+        (["grpo-0", "--out", "."], "is a folder"),
+        (["grpo-0", "--out", "no/c.png"], "there is no folder no"),
+        (["grpo-0", "--out", "mine/c.png"], "there is no folder mine"),
+        (["grpo-0", "--out", "c.xlsx"], ".xlsx is no format of pictures; known: "),
+        (["grpo-0", "--out", "c.png", "--csv", "./c.png"], "choose two names"),
+        (["grpo-0", "--csv", "/proc/c.csv"], "cannot write /proc"),
+        (["grpo-0", "--out", "x" * 300 + ".png"], "File name too long"),
+        (["grpo-0", "--ouy", "c.png"], "did you mean --out?"),
+        ([], "the following arguments are required: RUN"),
+    ],
+)
+def test_a_comparison_that_cannot_be_is_refused_in_one_line(runs: Path, tmp_path, monkeypatch, capsys, arguments, told):
+    folder = tmp_path / "runs"
+    shutil.copytree(runs, folder)
+    monkeypatch.chdir(folder)
+    (folder / "mine").write_text("mine")
+    before = sorted(folder.rglob("*"))
+    assert told in refused(capsys, *arguments)
+    assert sorted(folder.rglob("*")) == before
+    assert (folder / "mine").read_text() == "mine"
+
+
+def refused(capsys: Any, *arguments: str) -> str:
+    try:
+        status = command(["compare", *arguments])
+    except SystemExit as stop:
+        status = stop.code
+    out, err = capsys.readouterr()
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    return err
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("config.json", "", r"config\.json is damaged"),
+        ("config.json", "[1]", r"config\.json: expected a JSON object"),
+        ("config.json", '{"train": [1]}', "train must be a block"),
+        ("config.json", '{"entropy": "full"}', "entropy must be a block"),
+        ("config.json", '{"entropy": {"method": "nope"}}', "entropy block cannot be read"),
+        ("config.json", '{"entropy": {"support": [1]}}', "entropy block cannot be read"),
+        ("config.json", '{"entropy": {"controller": null}}', "entropy block cannot be read"),
+        ("provenance.json", "\xff", r"provenance\.json is damaged"),
+        ("metrics.jsonl", "{}\n{\n", r"metrics\.jsonl, line 2 is damaged"),
+        ("metrics.jsonl", '{"step": "1"}\n', r"metrics\.jsonl, line 1: step must be a whole number, got '1'"),
+        ("metrics.jsonl", '{"step": NaN}\n', "got nan"),
+        ("metrics.jsonl", '{"step": null}\n', "got None"),
+        ("metrics.jsonl", '{"step": 1.5}\n', "got 1.5"),
+        ("metrics.jsonl", '{"step": 1e999}\n', "got inf"),
+        ("summary.json", "", r"summary\.json is damaged: delete it"),
+        ("summary.json", "[]", r"summary\.json is damaged"),
+        ("summary.json", '{"after": {"avg@4": 0.5}}', r"summary\.json is damaged"),
+        ("summary.json", '{"after": {"avg@x": {"mean": 1, "low": 1, "high": 1}}}', r"summary\.json is damaged"),
+        ("summary.json", '{"after": {"avg@4": {"mean": 1}}}', r"summary\.json is damaged"),
+        ("summary.json", '{"seconds": "1"}', r"summary\.json is damaged"),
+        ("summary.json", "[" * 100_000, r"summary\.json is damaged"),
+    ],
+)
+def test_a_damaged_file_is_named(runs: Path, tmp_path: Path, capsys, name: str, content: str, told: str) -> None:
+    shutil.copytree(runs / "grpo-0", tmp_path / "run")
+    (tmp_path / "run" / name).write_text(content, encoding="latin-1")
+    assert re.search(told, refused(capsys, str(tmp_path / "run")))
+
+
+def test_numbers_that_are_none_are_passed_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """NaN, infinite, beyond a float, text, null: none of them is a point of a curve."""
+    train(tmp_path / "run", config("x", 0), steps=4)
+    with (tmp_path / "run" / "metrics.jsonl").open("a") as file:
+        for step, value in enumerate(["NaN", "Infinity", "1" * 400, '"text"', "null", "[1]"], 5):
+            file.write(f'{{"step": {step}, "reward": {value}, "entropy/full": {value}}}\n')
+    assert main([str(tmp_path / "run"), "--out", str(tmp_path / "c.png")]) == 0
+    assert list(read_runs([tmp_path / "run"])[0].series("reward")) == [1, 2, 3, 4]
+
+
+def test_a_rule_of_ones_own_has_a_name_too() -> None:
+    """Options may be anything; the module is left out."""
+    own = {"type": "my_rules:MinP", "share": 0.05, "of": "top", "flag": True, "list": [1]}
+    assert compare.method({"entropy": {"support": own, "controller": 0.1}}) == "min p 0.05 top True [1], constant 0.1"
+
+
+def test_files_that_come_meanwhile_are_kept(runs: Path, tmp_path: Path) -> None:
+    (tmp_path / "c.csv").write_text("mine")
+    with pytest.raises(FileExistsError, match="was not overwritten"):
+        compare.write_csv(tmp_path / "c.csv", read_runs([runs / "grpo-0"]))
+    assert (tmp_path / "c.csv").read_text() == "mine"

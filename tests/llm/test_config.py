@@ -5,9 +5,12 @@ import json
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import HfArgumentParser
+from trl import TrlParser
 
 from aent.controllers import Band, BangBang, Constant, Controller
 from aent.entropy import DropLowest, Full, Nucleus, TopK, Tsallis, support_to_dict
+from aent.methods import METHODS
 from aent.shaping import ClipCovariance, PeakBonus, Shaping
 from aent_llm.config import AEntGRPOConfig, controller, parts, shaping, support
 
@@ -181,3 +184,65 @@ def test_a_command_line_gives_json_text() -> None:
     assert controller(one.entropy_controller) == Constant(1)
     rule = config(entropy_shaping='{"type": "peak_bonus", "quantile": 0.5}', entropy_controller=0.1).entropy_shaping
     assert shaping(rule) == PeakBonus(quantile=0.5)
+
+
+# ------------------------------------------------------------------------------------------------------- command lines
+
+
+def parsed(parser: type, *words: str) -> AEntGRPOConfig:
+    fixed = ("--output_dir", "unused", "--use_cpu", "--bf16", "False", "--report_to", "none")
+    (one,) = parser(AEntGRPOConfig).parse_args_into_dataclasses([*fixed, *words])
+    return one
+
+
+@pytest.mark.parametrize("parser", [HfArgumentParser, TrlParser])
+@pytest.mark.parametrize(
+    ("words", "support_", "controller_"),
+    [
+        (["--entropy_support", '{"type": "top_k", "k": 9}'], TopK(9), Constant(0.0)),
+        (["--entropy-support", "full", "--entropy_controller", "0.01"], Full(), Constant(0.01)),
+        (["--entropy_support", "tsallis", "--entropy_controller", "1e-2"], Tsallis(), Constant(0.01)),
+        (["--entropy_controller", ".5", "--entropy_support", '"full"'], Full(), Constant(0.5)),
+        (["--entropy_controller", '{"type": "constant", "coefficient": 1e-3}'], Full(), Constant(0.001)),
+        (["--entropy_method", "AEnt", "--entropy_controller", "null"], DropLowest(0.33), METHODS["aent"].controller),
+    ],
+)
+def test_parsers_of_hugging_face_take_json_names_and_numbers(parser, words, support_, controller_) -> None:
+    one = parsed(parser, *words)
+    assert (support(one.entropy_support), controller(one.entropy_controller)) == (support_, controller_)
+
+
+def test_a_config_file_of_trl_and_its_command_line(tmp_path) -> None:
+    file = tmp_path / "trl.yaml"  # 1e-1 is text to the YAML that TRL reads
+    file.write_text(
+        "output_dir: unused\nuse_cpu: true\nbf16: false\nreport_to: none\n"
+        "entropy_support: {type: drop_lowest, share: 1e-1}\nentropy_controller: 1e-2\nentropy_shaping: peak_bonus\n"
+    )
+    (one,) = TrlParser(AEntGRPOConfig).parse_args_and_config(["--config", str(file)])
+    assert support(one.entropy_support) == DropLowest(0.1)
+    assert controller(one.entropy_controller) == Constant(0.01)
+    assert shaping(one.entropy_shaping) == PeakBonus()
+    (one,) = TrlParser(AEntGRPOConfig).parse_args_and_config(["--config", str(file), "--entropy_support", "full"])
+    assert support(one.entropy_support) == Full()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--entropy_support", '{"type": top_k}'], r"entropy_support=\{\"type\": top_k\}: not JSON .*expected e\.g\."),
+        (["--entropy_support", "5"], "entropy_support: expected the name of a support.*got 5"),
+        (["--entropy_support", "ful"], "entropy_support: unknown support 'ful'; did you mean 'Full'"),
+        (["--entropy_controller", "nan"], r"Constant\(coefficient=nan\): coefficient must be a finite number"),
+        (["--entropy_controller", "true"], "entropy_controller: expected the name of a controller"),
+        (["--entropy_method", "qae", "--entropy_controller", "2"], r"QuantileBaseline needs coefficients in \[0, 1\]"),
+    ],
+)
+def test_a_wrong_command_line_says_which_part_is_wrong(words, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        parsed(HfArgumentParser, *words)
+
+
+def test_help_names_every_part() -> None:
+    text = " ".join(HfArgumentParser(AEntGRPOConfig).format_help().split())
+    assert "or module:Class. None: the method's, else full." in text
+    assert "a number is a constant" in text

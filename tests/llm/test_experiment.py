@@ -1,9 +1,15 @@
 """Experiment files: what they hold reaches the classes that use it, and nothing is ignored in silence."""
 
+import dataclasses
+import re
+import socket
 from pathlib import Path
 
+import datasets
+import huggingface_hub
 import pytest
 import yaml
+from trl.trainer.grpo_config import GRPOConfig
 
 from aent.controllers import Band, Constant, Spring
 from aent.entropy import DropLowest, Full, Nucleus
@@ -11,7 +17,11 @@ from aent.methods import METHODS
 from aent.shaping import KLCovariance, PeakBonus
 from aent_llm import config as configs
 from aent_llm.__main__ import main
-from aent_llm.experiment import load_experiment, parse_experiment
+from aent_llm.config import AEntGRPOConfig
+from aent_llm.data import DataConfig
+from aent_llm.evaluate import EvalConfig
+from aent_llm.experiment import ModelConfig, load_experiment, parse_experiment
+from aent_llm.tiny import TinySpec
 
 RAW = {
     "model": {"source": "tiny"},
@@ -154,3 +164,116 @@ def test_an_existing_directory_is_refused_before_any_work(tmp_path, capsys) -> N
     assert "nothing was overwritten" in capsys.readouterr().err
     assert main(["train", "--config", str(written(tmp_path)), "--output", str(tmp_path / "no"), "--resume"]) == 2
     assert "holds no run" in capsys.readouterr().err
+
+
+def test_text_is_converted_by_the_type_of_its_key(tmp_path) -> None:
+    """YAML 1.1 took numbers without a dot for text; quoted ones were passed on as text. Both failed after loading."""
+    path = tmp_path / "one.yaml"
+    lines = ["adam_epsilon: 1e-8", "weight_decay: 1e-2", "beta: 1e-3", 'max_steps: "7"', "warmup_steps: 2.0"]
+    text = yaml.safe_dump({**RAW, "train": {"use_cpu": True, "bf16": False, "num_generations": 4}})
+    path.write_text(text.replace("use_cpu: true", "\n  ".join(["use_cpu: true", *lines])))
+    overrides = {"entropy.tile_bytes": "64", "entropy.support": {"type": "drop_lowest", "share": "0.3"}}
+    experiment = load_experiment(path, overrides)
+    args = experiment.training_arguments(tmp_path / "out")
+    assert (args.adam_epsilon, args.weight_decay, args.beta, args.max_steps) == (1e-8, 0.01, 0.001, 7)
+    assert isinstance(args.max_steps, int)
+    assert (args.entropy_tile_bytes, args.entropy_support["share"]) == (64, 0.3)
+    assert DataConfig("tiny", count="3").count == 3  # type: ignore[arg-type]
+    assert EvalConfig(samples="3", temperature="5e-1") == EvalConfig(samples=3, temperature=0.5)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: DataConfig("tiny", chat="no"), "data.chat: expected true or false, got 'no'"),
+        (lambda: DataConfig("tiny", limit=2.5), "data.limit: expected a whole number of at least 1, or null, got 2.5"),
+        (lambda: EvalConfig(seed=True), "seed: expected a whole number of at least 0, got true"),
+        (lambda: TinySpec(layers=0), "tiny.layers: expected a whole number of at least 1, got 0"),
+        (lambda: ModelConfig(source=""), "model.source: expected text of at least one letter, got ''"),
+        (lambda: ModelConfig(source="x", tiny={"layers": 1}), "model.tiny describes the embedded model"),
+        (lambda: AEntGRPOConfig("x", use_cpu=True, bf16=False, loss_type="dappo"), "did you mean 'dapo'"),
+        (
+            lambda: AEntGRPOConfig("x", use_cpu=True, bf16=False, temperature=0),
+            "temperature: expected a number above 0",
+        ),
+    ],
+)
+def test_the_classes_refuse_in_python_what_the_file_does(make, message) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)) as caught:
+        make()
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_anchors_and_merges_of_yaml_are_read(tmp_path) -> None:
+    path = tmp_path / "one.yaml"
+    path.write_text(
+        "data: &problems {source: tiny, count: 8}\nevaluation: {data: {<<: *problems, seed: 1}}\nrewards: arithmetic\n"
+    )
+    experiment = load_experiment(path)
+    assert experiment.evaluation is not None
+    assert experiment.evaluation.data == DataConfig("tiny", count=8, seed=1)
+    assert (experiment.rewards, experiment.entropy) == (("arithmetic",), {"support": "full", "controller": 0.0})
+
+
+def test_weights_of_rewards_are_given_once_and_reach_trl(tmp_path) -> None:
+    experiment = parse_experiment({**RAW, "rewards": {"arithmetic": 1, "exact_match": "0.2"}}, "one")
+    assert experiment.rewards == ("arithmetic", "exact_match")
+    assert experiment.training_arguments(tmp_path).reward_weights == [1.0, 0.2]
+    both = {**RAW, "rewards": {"arithmetic": 1}, "train": {"reward_weights": [1]}}
+    with pytest.raises(ValueError, match="give the weights once"):
+        parse_experiment(both, "one")
+
+
+def test_the_batch_is_whole_on_the_number_of_gpus_asked_for(tmp_path, capsys) -> None:
+    """2 completions a GPU are half a group on one GPU, and a whole one on two."""
+    train = {**RAW["train"], "per_device_train_batch_size": 2, "max_completion_length": 9}
+    train = {
+        key: value for key, value in train.items() if key not in ("gradient_accumulation_steps", "steps_per_generation")
+    }
+    path = written(tmp_path, train=train)
+    assert main(["train", "--config", str(path), "--dry-run", "--processes", "2"]) == 0
+    assert "'prompts per rollout phase': 1," in capsys.readouterr().out
+    assert main(["train", "--config", str(path), "--dry-run"]) == 2
+    assert "a rollout of 2 completions" in capsys.readouterr().err
+    with pytest.raises(ValueError, match=r"3 micro-batches .*is not whole optimiser"):
+        load_experiment(path, {"train.steps_per_generation": 3, "train.gradient_accumulation_steps": 2}).plan(2)
+    plan = load_experiment(path, {"train.generation_batch_size": 16}).plan(2)
+    assert (plan["prompts per rollout phase"], plan["optimiser steps per rollout phase"]) == (4, 4)
+
+
+def test_a_dry_run_says_what_it_could_not_reach_and_asks_no_network(tmp_path, capsys, monkeypatch) -> None:
+    def connect(*_):
+        raise AssertionError("a dry run asked the network")
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(socket.socket, "connect", connect)
+    assert main(["train", "--config", "qwen_math_aent", "--dry-run"]) == 0
+    out = capsys.readouterr().out
+    for missing in ("bfloat16 on a GPU", "DigitalLearningGmbH/MATH-lighteval", "Qwen/Qwen2.5-Math-1.5B"):
+        assert re.search(f"not checked here: .*{re.escape(missing)}", out), missing
+    assert not huggingface_hub.constants.HF_HUB_OFFLINE
+
+
+def test_the_reference_names_every_setting_and_no_other(capsys) -> None:
+    assert main(["train", "--settings"]) == 0
+    page = capsys.readouterr().out
+    named = set(re.findall(r"^\| `([\w.]+)` \|", page, flags=re.MULTILINE))
+    for prefix, cls in (
+        ("data", DataConfig),
+        ("evaluation", EvalConfig),
+        ("model", ModelConfig),
+        ("model.tiny", TinySpec),
+    ):
+        fields = {f"{prefix}.{one.name}" for one in dataclasses.fields(cls)}
+        assert fields <= named
+        assert all(one.metadata.get("help") for one in dataclasses.fields(cls))
+    ours = {one.name for one in dataclasses.fields(AEntGRPOConfig)} - {
+        one.name for one in dataclasses.fields(GRPOConfig)
+    }
+    for name in ours:
+        key = f"entropy.{name.removeprefix('entropy_')}" if name.startswith("entropy_") else f"train.{name}"
+        assert key in named
+    assert "train.output_dir" not in named
+    assert "| `train.loss_type` | grpo, dr_grpo, dapo, bnpo, cispo, sapo, luspo or vespo | `'dapo'` |" in page
+    assert all(kind in page for kind in ("`DropLowest` (share)", "`Band` (initial, low", "`PeakBonus`"))

@@ -22,6 +22,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aent_llm import sampler
+from aent_llm.agreement import incomparable
 
 LAYERS, HIDDEN, VOCABULARY = 2, 64, 510  # 510: not a multiple of 64, so that vLLM pads embedding and head
 STALE = 0.3  # size of the random step after which a forgotten tensor must show
@@ -127,12 +128,12 @@ def config(**settings):
         ({"generation_kwargs": {"temperature": 0.5}}, "temperature=0.5"),
         ({"generation_kwargs": '{"min_tokens": 4}'}, "min_tokens=4"),
         ({"generation_kwargs": {"logit_bias": {3: 1.0}}}, "logit_bias={3: 1.0}"),
-        ({"vllm_structured_outputs_regex": "[0-9]+"}, "vllm_structured_outputs_regex='[0-9]+'"),
+        ({"use_vllm": True, "vllm_structured_outputs_regex": "[0-9]+"}, "vllm_structured_outputs_regex='[0-9]+'"),
     ],
 )
 def test_what_makes_log_probs_incomparable(settings, reason):
     args = config(**settings)
-    assert sampler.incomparable(args) == ([reason] if reason else [])
+    assert incomparable(args) == ([reason] if reason else [])
 
 
 def test_a_nucleus_moves_log_probs_by_the_log_of_its_mass():

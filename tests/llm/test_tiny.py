@@ -1,10 +1,15 @@
 """The embedded task, tokenizer and model: splits, rewards, text round trips, the tail of the warm-up, the cache."""
 
 import json
+import os
+import platform
 import re
 import shutil
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -204,6 +209,54 @@ def test_a_damaged_folder_is_built_again(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == [first.name]
 
 
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda path: path.write_bytes(path.read_bytes()[:1000]),
+        lambda path: path.write_bytes(bytes(path.stat().st_size)),  # of the same size
+        lambda path: path.write_bytes(b""),
+        lambda path: path.with_name("tokenizer.json").write_text("{}"),
+        lambda path: path.with_name("sha256.json").write_text("[]"),
+        lambda path: path.with_name("sha256.json").unlink(),
+    ],
+)
+def test_damage_of_any_file_is_seen(folder, tmp_path, damage):
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    content = (copy / "spec.json").read_text()
+    assert tiny._is_whole(copy, content)
+    damage(copy / "model.safetensors")
+    assert not tiny._is_whole(copy, content)
+
+
+def test_a_truncated_model_is_built_again_and_leftovers_of_killed_builds_go(tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    spec = tiny.TinySpec(vocabulary=64, hidden=32, layers=1, warmup_steps=1, habit_steps=1)
+    first = tiny.build(tmp_path, spec=spec, progress=False)
+    weights = (first / "model.safetensors").read_bytes()
+    (first / "model.safetensors").write_bytes(weights[:1000])
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    for name in (f".draft-{platform.node()}-{process.pid}-0a", f".{first.name}-abc"):  # the second of earlier versions
+        (tmp_path / name).mkdir()
+        os.utime(tmp_path / name, (0, 0) if name.startswith(".tiny") else None)
+    assert tiny.build(tmp_path, spec=spec, progress=False) == first
+    assert (first / "model.safetensors").read_bytes() == weights
+    AutoModelForCausalLM.from_pretrained(first)
+    assert [path.name for path in tmp_path.iterdir()] == [first.name]
+
+
+def test_a_cache_that_cannot_be_written_is_named_before_the_warm_up(tmp_path, monkeypatch):
+    monkeypatch.setattr(tiny, "warmed_up", lambda *_, **__: pytest.fail("trained"))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match=r"cannot write .*file.*; AENT_CACHE names another cache"):
+        tiny.build(tmp_path / "file", spec=SMALL)
+    monkeypatch.delenv("AENT_CACHE", raising=False)
+    monkeypatch.setattr(Path, "home", lambda: Path("~nobody-has-this-name").expanduser())
+    with pytest.raises(ValueError, match="name a folder in AENT_CACHE"):
+        tiny.build(spec=SMALL)
+
+
 def test_a_build_that_dies_leaves_nothing(tmp_path, monkeypatch):
     def dies(spec):
         raise KeyboardInterrupt
@@ -222,7 +275,7 @@ def test_the_first_of_two_builders_wins(folder, tmp_path):
         shutil.copytree(folder, tmp_path / f"building{number}")
     with ThreadPoolExecutor(6) as pool:
         list(pool.map(lambda n: tiny._publish(tmp_path / f"building{n}", target, content), range(6)))
-    assert tiny._whole(target, content)
+    assert tiny._is_whole(target, content)
     assert len(list(tmp_path.iterdir())) == 6  # target and the five that lost
 
 

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,10 +15,12 @@ import pytest
 import yaml
 
 import small
-from aent.runs import read_run
+from aent.runs import Run, locked, read_run
 from aent_llm.__main__ import main
+from aent_llm.checkpoint import read_checked, write_checked
 
 HERE = Path(__file__).parent
+PATHS = os.pathsep.join([str(HERE), *os.environ.get("PYTHONPATH", "").split(os.pathsep)])
 BAND = {"type": "band", "initial": 0.1, "low": 1.9, "high": 2.0, "step_size": 0.5, "minimum": 0.01, "maximum": 5.0}
 UNSTABLE = ("step_time", "epoch")
 
@@ -79,7 +82,7 @@ def test_a_run_leaves_a_directory_that_explains_itself(parts, tmp_path, capsys) 
     assert (run / "final" / "model.safetensors").read_bytes() == weights
     assert json.loads((run / "summary.json").read_text())["after"] == summary["after"]
     assert main(["train", "--output", str(run), "--resume", "--set", "train.seed=5"]) == 2
-    assert "leave out --set" in capsys.readouterr().err
+    assert "train.seed: saved 3, given 5" in capsys.readouterr().err
 
 
 def test_mistakes_in_the_data_are_found_before_the_model_is_loaded(parts, tmp_path, capsys) -> None:
@@ -95,6 +98,251 @@ def test_mistakes_in_the_data_are_found_before_the_model_is_loaded(parts, tmp_pa
     assert not (tmp_path / "run").exists()
 
 
+def test_a_start_without_a_step_is_taken_over_and_the_last_step_is_always_logged(parts, tmp_path, capsys) -> None:
+    """``logging_steps`` is past the end of the run, and the directory is what a start that failed has left."""
+    run = tmp_path / "run"
+    Run.create(run, {"train": {"learning_rate": 7.0}}, seed=9)
+    (run / "before.json").write_text(json.dumps({"problems": 99}))
+    (run / "notes.txt").write_text("mine")
+    path = config(parts, tmp_path, max_steps=2, logging_steps=10, save_strategy="no")
+    path.write_text(path.read_text().replace("- small:even_words", "  small:even_words: 0.25"))
+    assert main(["train", "--config", str(path), "--output", str(run)]) == 0
+    kept, provenance, (line,) = read_run(run)
+    assert (kept["train"]["learning_rate"], provenance["seed"]) == (0.01, 3)
+    assert line["step"] == 2
+    assert line["reward"] == pytest.approx(0.25 * line["rewards/even_words/mean"], rel=1e-5)
+    assert line["reward"] > 0
+    assert json.loads((run / "summary.json").read_text())["before"]["problems"] == 4
+    assert (run / "notes.txt").read_text() == "mine"
+    assert "run directory" in capsys.readouterr().out
+
+
+def test_a_directory_with_a_step_or_with_other_files_is_not_taken(parts, tmp_path, capsys) -> None:
+    path = config(parts, tmp_path)
+    logged = Run.create(tmp_path / "logged", {}, seed=0)
+    logged.log(step=1, reward=0.5)
+    Run.create(tmp_path / "saved", {}, seed=0)
+    (tmp_path / "saved" / "checkpoint-3").mkdir()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.tex").write_text("mine")
+    (tmp_path / "file").write_text("mine")
+    for name in ("logged", "saved", "other", "file"):
+        before = sorted(tmp_path.rglob("*"))
+        for more in ([], ["--dry-run"]):
+            assert main(["train", "--config", str(path), "--output", str(tmp_path / name), *more]) == 2
+            assert "nothing was overwritten" in capsys.readouterr().err
+        assert sorted(tmp_path.rglob("*")) == before
+    with pytest.raises(ValueError, match="logged steps"):
+        Run.restart(tmp_path / "logged", {}, seed=0)
+
+
+def test_weights_cut_short_are_named_before_a_model_is_loaded(parts, tmp_path, capsys) -> None:
+    path = config(parts, tmp_path)
+    broken = tmp_path / "model"
+    shutil.copytree(parts / "model", broken)
+    weights = (broken / "model.safetensors").read_bytes()
+    (broken / "model.safetensors").write_bytes(weights[: len(weights) // 2])
+    for more in ([], ["--dry-run"]):
+        start = ["train", "--config", str(path), "--output", str(tmp_path / "new"), "--set", f"model.source={broken}"]
+        assert main([*start, *more]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert f"{broken}/model.safetensors is damaged" in line
+        assert "download or copy it again" in line
+    assert not (tmp_path / "new").exists()
+
+
+# ------------------------------------------------------------------------------------------------------------ resume
+
+
+@pytest.fixture(scope="module")
+def finished(parts, tmp_path_factory):
+    """A run of 4 steps with checkpoints 2 and 4; copy it before changing it."""
+    folder = tmp_path_factory.mktemp("finished")
+    path = config(parts, folder, max_steps=4, save_steps=2)
+    assert main(["train", "--config", str(path), "--output", str(folder / "run")]) == 0
+    return folder / "run"
+
+
+@pytest.fixture
+def run(finished, tmp_path):
+    shutil.copytree(finished, tmp_path / "run")
+    return tmp_path / "run"
+
+
+def refused(run: Path, capsys, *more: str) -> str:
+    """The one line on stderr of a ``--resume`` that is refused before anything is loaded or written."""
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file() and path.name != ".lock"}
+    capsys.readouterr()
+    assert main(["train", "--output", str(run), "--resume", *more]) == 2
+    assert {path: path.read_bytes() for path in before} == before
+    said = capsys.readouterr().err
+    assert "Loading weights" not in said
+    assert said.count("\n") == 1
+    return said
+
+
+def edit(run: Path, block: str, **settings) -> None:
+    """Change config.json by hand."""
+    content = json.loads((run / "config.json").read_text())
+    content[block] |= settings
+    (run / "config.json").write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    ("block", "settings", "named"),
+    [
+        ("train", {"learning_rate": 0.5}, "train.learning_rate: saved 0.01, given 0.5"),
+        ("train", {"seed": 4}, "train.seed: saved 3, given 4"),
+        ("entropy", {"support": {"type": "top_k", "k": 61}}, "entropy.support.k: saved 9, given 61"),
+        ("evaluation", {"samples": 3}, "evaluation.samples: saved 2, given 3"),
+    ],
+)
+def test_an_edit_of_the_config_that_makes_another_run_is_refused_by_name(run, capsys, block, settings, named) -> None:
+    edit(run, block, **settings)
+    assert named in refused(run, capsys)
+
+
+def test_more_steps_take_effect_are_recorded_and_measured(run, capsys) -> None:
+    """By --set or by hand; they were ignored, and the old result shown."""
+    before = json.loads((run / "summary.json").read_text())
+    edit(run, "train", max_steps=5)
+    more = ["--set", "train.max_steps=6", "--set=train.save_steps=3"]
+    assert main(["train", "--output", str(run), "--resume", *more]) == 0
+    assert sorted(metrics(run)) == [1, 2, 3, 4, 5, 6]
+    kept, origin, _ = read_run(run)
+    assert (kept["train"]["max_steps"], kept["train"]["save_steps"]) == (6, 3)
+    changed = ["train.max_steps: saved 4, given 6", "train.save_steps: saved 2, given 3"]
+    assert origin["resumed"][-1]["changed"] == changed
+    after = json.loads((run / "summary.json").read_text())
+    assert after["before"] == before["before"]
+    assert after["after"] != before["after"]
+    assert (run / "checkpoint-6" / "aent.json").is_file()
+    assert "max_steps: saved 6, given 5" in _stderr_of(capsys, run, "--set=train.max_steps=5")
+
+
+def _stderr_of(capsys, run: Path, *more: str) -> str:
+    capsys.readouterr()
+    assert main(["train", "--output", str(run), "--resume", *more]) == 2
+    return capsys.readouterr().err
+
+
+def test_other_data_and_another_number_of_ranks_are_refused_before_the_model_is_loaded(parts, run, capsys) -> None:
+    data = parts / "data.jsonl"
+    content = data.read_text()
+    try:
+        data.write_text(content.replace("w2", "w4", 1))
+        assert "dataset: saved '12 rows, " in refused(run, capsys)
+    finally:
+        data.write_text(content)
+    seal = run / "checkpoint-4" / "aent.json"
+    kept = read_checked(seal)
+    kept["state"]["settings"]["ranks"] = 2
+    write_checked(seal, kept)
+    assert "ranks: saved 2, given 1" in refused(run, capsys)
+
+
+def test_two_at_a_time_are_refused_and_the_second_is_told_who_is_first(run, capsys) -> None:
+    with locked(run):
+        assert f"is in use by process {os.getpid()} on " in refused(run, capsys)
+    origin = read_run(run)[1]
+    assert origin["resumed"] == []
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "provenance.json"])
+def test_a_deleted_file_of_a_run_is_named_with_the_way_out(run, capsys, name) -> None:
+    (run / name).unlink()
+    said = refused(run, capsys)
+    assert str(run / name) in said
+    assert "was it deleted?" in said
+    (run / name).write_text("" if name == "metrics.jsonl" else "{}")
+    assert main(["train", "--output", str(run), "--resume"]) == 0
+
+
+@pytest.mark.parametrize("damage", ["[1]", "digit"])
+def test_a_damaged_evaluation_is_measured_again(run, capsys, damage) -> None:
+    before = json.loads((run / "summary.json").read_text())
+    path = run / "before.json"
+    path.write_text(path.read_text().replace('"problems": 4', '"problems": 5') if damage == "digit" else damage)
+    (run / "after.json").unlink()
+    assert main(["train", "--output", str(run), "--resume"]) == 0
+    assert f"{path} is damaged: measured anew" in capsys.readouterr().out
+    summary = json.loads((run / "summary.json").read_text())
+    assert (summary["before"], summary["after"]) == (before["before"], before["after"])
+
+
+def test_a_place_that_takes_no_run_is_refused_before_anything_is_loaded(parts, tmp_path, capsys, monkeypatch) -> None:
+    path = config(parts, tmp_path)
+    (tmp_path / "file").write_text("")
+    for place in ("file", "file/run"):
+        assert main(["train", "--config", str(path), "--output", str(tmp_path / place)]) == 2
+        assert f"{tmp_path / 'file'} " in capsys.readouterr().err
+    monkeypatch.setattr(os, "access", lambda *_: False)  # root may write anywhere but on a read-only file system
+    assert main(["train", "--config", str(path), "--output", str(tmp_path / "a" / "run")]) == 2
+    assert f"{tmp_path} cannot be written to" in capsys.readouterr().err
+    assert not (tmp_path / "a").exists()
+
+
+def test_nan_ends_a_run_with_one_line_and_status_1(parts, tmp_path, capsys) -> None:
+    path = config(parts, tmp_path, max_steps=4)
+    start = ["train", "--config", str(path), "--output", str(tmp_path / "run"), "--set=entropy.controller=1e300"]
+    assert main(start) == 1
+    *_, line = capsys.readouterr().err.splitlines()
+    assert line.startswith("aent_llm train: NaN or infinity in the gradient")
+    assert list((tmp_path / "run").glob("checkpoint-*")) == []
+
+
+# ----------------------------------------------------------------------------------------------------------- signals
+
+
+def signalling(monkeypatch, number: int, when) -> None:
+    """Let the reward send this process a signal, once, when ``when(its arguments)``."""
+    real, sent = small.even_words, []
+
+    def even_words(completions, **columns):
+        if not sent and when(columns):
+            sent.append(number)
+            os.kill(os.getpid(), number)
+        return real(completions, **columns)
+
+    monkeypatch.setattr(small, "even_words", even_words)
+
+
+def test_a_terminated_run_says_how_to_go_on_and_does_to_the_same_numbers(parts, tmp_path, capsys, monkeypatch) -> None:
+    path = config(parts, tmp_path, max_steps=4, save_steps=4)
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    assert main(["train", "--config", str(path), "--output", str(whole)]) == 0
+
+    def third_step(columns):
+        return columns["trainer_state"] is not None and columns["trainer_state"].global_step == 2
+
+    signalling(monkeypatch, signal.SIGTERM, third_step)
+    assert main(["train", "--config", str(path), "--output", str(cut)]) == 143
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith(
+        f"stopped by SIGTERM; {cut / 'checkpoint-3'} is complete. Go on with: python -m aent_llm train"
+    )
+    assert not (cut / "final").exists()
+    assert main(line.partition("python -m aent_llm ")[2].split()) == 0
+    assert metrics(cut) == metrics(whole)
+    before, after = (json.loads((one / "summary.json").read_text()) for one in (whole, cut))
+    assert (before["before"], before["after"]) == (after["before"], after["after"])
+
+
+def test_a_signal_during_evaluation_ends_the_run_at_once(parts, tmp_path, capsys, monkeypatch) -> None:
+    signalling(monkeypatch, signal.SIGINT, lambda columns: columns["trainer_state"] is None)
+    path, run = config(parts, tmp_path, max_steps=2), tmp_path / "run"
+    assert main(["train", "--config", str(path), "--output", str(run)]) == 130
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line == (
+        "stopped by SIGINT; what its last checkpoint holds is kept. Go on with: "
+        f"python -m aent_llm train --output {run} --resume"
+    )
+    assert main(["train", "--output", str(run), "--resume"]) == 0
+
+
+# ------------------------------------------------------------------------------------------------- in other processes
+
+
 def command(path: Path, run: Path, *more: str) -> list[str]:
     return [sys.executable, "-m", "aent_llm", "train", "--config", str(path), "--output", str(run), *more]
 
@@ -102,7 +350,7 @@ def command(path: Path, run: Path, *more: str) -> list[str]:
 @pytest.mark.slow
 def test_kill_at_any_moment_then_resume_gives_the_same_numbers(parts, tmp_path) -> None:
     """Killed twice at random places; what is logged from the checkpoint on equals the run that was left alone."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE)}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": PATHS}
     path = config(parts, tmp_path)
     subprocess.run(command(path, tmp_path / "whole"), env=environment, check=True, capture_output=True, timeout=300)
     chance, killed = random.Random(time.time_ns()), tmp_path / "killed"
@@ -139,7 +387,7 @@ def test_with_vllm_the_sampler_follows_the_trainer(parts, tmp_path, tied) -> Non
     small.saved_model(tmp_path / "model", num_attention_heads=1, tied=tied)  # its attention on a CPU needs 32 a head
     path = config(parts, tmp_path, use_vllm=True, vllm_max_model_length=64, max_steps=4, learning_rate=0.03)
     free = {key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
-    environment = {**free, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE), "VLLM_LOGGING_LEVEL": "ERROR"}
+    environment = {**free, "OMP_NUM_THREADS": "1", "PYTHONPATH": PATHS, "VLLM_LOGGING_LEVEL": "ERROR"}
     done = subprocess.run(
         command(path, tmp_path / "run", f"--set=model.source={tmp_path / 'model'}"),
         env=environment, capture_output=True, text=True, timeout=300,

@@ -406,7 +406,7 @@ def test_the_state_in_a_checkpoint_is_readable_json(tmp_path) -> None:
     trained(tmp_path, **{**RESUMABLE, "max_steps": 2})
     kept = json.loads((tmp_path / "checkpoint-2" / "aent.json").read_text())
     assert kept["state"]["control_state"]["step"] == 2
-    assert kept["state"]["controller"]["type"] == "Band"
+    assert kept["state"]["settings"]["entropy_controller"]["type"] == "Band"
     assert "model.safetensors" in kept["files"]
 
 

@@ -52,7 +52,7 @@ def test_draws_and_saves_everything(stem, frames, tmp_path):
     assert sizes[f"{stem}.png"] > 30_000
     assert sizes[f"{stem}.pdf"] > 8_000
     assert (tmp_path / f"{stem}.pdf").read_bytes().startswith(b"%PDF")
-    assert output.records(tmp_path) == [record]
+    assert output.records(tmp_path) == ([record], [])
     saved = pd.read_csv(tmp_path / f"{stem}.csv")
     assert len(saved) == len(df)
     assert spec.verdict(saved) == verdict  # the CSV alone is enough to judge again

@@ -10,6 +10,7 @@ import zipfile
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from urllib.parse import unquote
 
 import numpy as np
 import pytest
@@ -72,7 +73,7 @@ def faults(text, folder):
         address = link["href"]
         inside = address.startswith("#") and address[1:] in page.ids
         carried = address.startswith("data:application/zip;base64,") and link.get("download")
-        if not (inside or carried or (":" not in address and (folder / address).is_file())):
+        if not (inside or carried or (":" not in address and (folder / unquote(address)).is_file())):
             found.append(f"dead link {address[:60]}")
     jumps = [(a, b) for a, b in zip([0, *page.headings], page.headings, strict=False) if b > a + 1]
     found += [f"heading jumps from {a} to {b}" for a, b in jumps]
@@ -132,7 +133,7 @@ def test_every_fault_is_found(old, new, fault, text, folder):
 
 def test_every_figure_is_there_with_verdict_words_and_command(text, folder):
     page, words = Page(text), plain(text)
-    found = output.records(folder)
+    found = output.records(folder)[0]
     assert [record.stem for record in found] == FIGURES
     for record in found:
         for part in (record.claim, record.sentence, record.caption):
@@ -166,7 +167,7 @@ def test_motion_focus_language_and_skip_link(text):
 
 
 def test_the_counts_and_the_meaning_of_verdicts_come_first(text, folder):
-    words, found = plain(text), output.records(folder)
+    words, found = plain(text), output.records(folder)[0]
     assert f"{len(found)} verdicts at a glance" in words
     for status, (_, sign, meaning) in report.BADGES.items():
         count = sum(record.status == status for record in found)
@@ -191,7 +192,7 @@ def test_large_data_stay_outside(folder, monkeypatch):
     sizes = {stem: len(report._zipped(folder / f"{stem}.csv")) for stem in FIGURES}
     largest = max(FIGURES, key=sizes.__getitem__)
     monkeypatch.setattr(report, "LARGEST", sizes[largest] - 1)
-    text = report.render(folder)
+    text, _ = report.render(folder)
     carried = [link["download"] for link in Page(text).links if "download" in link]
     assert carried == [f"{stem}.csv.zip" for stem in FIGURES if stem != largest]
     assert f"href='{largest}.csv'" in text
@@ -219,14 +220,14 @@ def test_images_look_as_the_files_do(text, folder):
 
 
 def test_the_same_folder_gives_the_same_page(text, folder):
-    assert report.render(folder) == text
+    assert report.render(folder) == (text, [])
 
 
 # ------------------------------------------------------------------------------------------------ provenance, refusals
 
 
 def test_where_it_comes_from(text, folder):
-    record, words = output.records(folder)[0], plain(text)
+    record, words = output.records(folder)[0][0], plain(text)
     for fact in (
         "smoke scale",
         "its verdicts are not results",
@@ -249,15 +250,15 @@ def rewritten(folder, tmp_path, **changes):
 
 
 def test_several_runs_and_a_changed_tree_are_named(folder, tmp_path):
-    origin = output.records(folder)[0].provenance | {"commit": "ab" * 20, "dirty": True}
-    words = plain(report.render(rewritten(folder, tmp_path, provenance=origin, seed=3)))
+    origin = output.records(folder)[0][0].provenance | {"commit": "ab" * 20, "dirty": True}
+    words = plain(report.render(rewritten(folder, tmp_path, provenance=origin, seed=3))[0])
     assert "These figures come from different runs." in words
     assert "+changes: the code differed from the commit." in words
     assert "python -m paper_figures --only f6 --scale smoke --seed 3" in words
 
 
 def test_all_figures_of_a_run_need_no_list(folder):
-    record = output.records(folder)[0]
+    record = output.records(folder)[0][0]
     everything = [replace(record, stem=stem) for stem in registry.MODULES]
     assert plain(report._command(everything)) == "python -m paper_figures --scale smoke --seed 0"
 
@@ -266,20 +267,48 @@ def test_a_figure_of_another_version_has_no_code(folder, tmp_path):
     copy = rewritten(folder, tmp_path, stem="f6_gone")
     for path in copy.glob("f6_bias*"):
         path.rename(path.with_name(path.name.replace("f6_bias", "f6_gone")))
-    text = report.render(copy)
+    text, _ = report.render(copy)
     assert "Code: paper_figures/f6_gone" not in text
     assert faults(text, copy) == []
 
 
-def test_words_cannot_break_out(folder, tmp_path):
-    evil = "<script>alert('1')</script> \" ' & {{style}} {{body}}"
-    copy = rewritten(folder, tmp_path, claim=evil, sentence=evil, caption=evil, alt=evil * 3, table=[[evil], [evil]])
-    assert faults(report.render(copy), copy) == []
+EVIL = "<script>alert('1')<b> \" ' & {{style}} {{body}}"
+TEXTS = ("title", "claim", "sentence", "caption", "alt", "scale")
 
 
-def test_an_unknown_status_fails(folder, tmp_path):
-    with pytest.raises(ValueError, match="verdict status 'maybe'"):
-        report.render(rewritten(folder, tmp_path, status="maybe"))
+@pytest.mark.parametrize("field", [*TEXTS, "table", "stem", "commit", "date", "cpu", "platform", "versions"])
+def test_words_cannot_break_out(folder, tmp_path, field):
+    """What a file says is words on the page, in every field and in the file's name."""
+    origin = output.records(folder)[0][0].provenance
+    changes = {
+        **{name: {name: EVIL * 3} for name in TEXTS},
+        "table": {"table": [[EVIL, EVIL], [EVIL, EVIL]]},
+        "stem": {"stem": f"f6_{EVIL}"},
+        "versions": {"provenance": origin | {"versions": {EVIL: EVIL}}},
+        **{name: {"provenance": origin | {name: EVIL}} for name in ("commit", "date", "cpu", "platform")},
+    }[field]
+    copy = rewritten(folder, tmp_path, **changes)
+    if field == "stem":
+        for path in copy.glob("f6_bias*"):
+            path.rename(path.with_name(path.name.replace("f6_bias", f"f6_{EVIL}")))
+    text, damaged = report.render(copy)
+    assert damaged == []
+    assert faults(text, copy) == []
+    assert "<script" not in text
+
+
+def test_the_name_of_a_damaged_file_is_words_too(folder, tmp_path):
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    (copy / f"f6_{EVIL}.json").write_text("{")
+    text, damaged = report.render(copy)
+    assert len(damaged) == 1
+    assert "<script" not in text
+    assert "&lt;script&gt;alert" in text
+
+
+def test_an_unknown_status_is_damage(folder, tmp_path):
+    _, damaged = report.render(rewritten(folder, tmp_path, status="maybe"))
+    assert "verdict status 'maybe'" in damaged[0]
 
 
 def test_an_empty_folder_has_no_report(tmp_path):

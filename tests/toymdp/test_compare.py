@@ -13,7 +13,7 @@ from scipy.stats import trim_mean
 
 from aent import methods as published
 from aent.controllers import Constant, Switch
-from aent.runs import read_run
+from aent.runs import locked, read_run
 from toymdp import compare
 from toymdp.compare import (
     METHODS,
@@ -109,24 +109,21 @@ def test_a_killed_comparison_resumes_to_the_same_rows(tmp_path: Path, monkeypatc
     pd.testing.assert_frame_equal(rows[0][rows[0]["method"] == "full"].reset_index(drop=True), last)
     with pytest.raises(FileExistsError, match="resume"):
         compare.main(parser.parse_args([*call, "--out", str(tmp_path / "cut")]))
+    with locked(tmp_path / "cut"), pytest.raises(BlockingIOError, match="in use by process"):
+        compare.main(parser.parse_args(again))
 
 
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        (["--methods", "entropy"], "unknown method entropy"),
-        (["--settings", "bandit-1e4-n3"], "unknown setting"),
-        (["--resume"], "--out"),
-        (["--steps", "0"], "at least 1"),
-        (["--updates", "0"], "at least 1"),
-        (["--updates", "2", "--gradient", "exact"], "use 'sampled'"),
-    ],
-)
-def test_bad_flags_are_refused_with_advice(flags: list[str], message: str) -> None:
-    parser = argparse.ArgumentParser()
-    compare.add_arguments(parser)
-    with pytest.raises(ValueError, match=message):
-        compare.main(parser.parse_args(["--scale", "smoke", *flags]))
+def test_a_rate_that_diverges_is_never_the_best() -> None:
+    """``np.argmax`` takes NaN for the largest, and a mean over seeds leaves it out."""
+    rows = [
+        (0.1, 0.01, 0.5),
+        (0.1, 0.01, 0.6),
+        (0.1, 9.0, np.nan),
+        (0.1, 9.0, np.nan),
+        (0.2, 9.0, 0.9),
+        (0.2, 9.0, np.nan),
+    ]
+    assert best_setting(pd.DataFrame(rows, columns=["strength", "rate", "final"])) == (0.1, 0.01)
 
 
 @pytest.mark.extra

@@ -348,7 +348,17 @@ def test_a_misset_full_bonus_floods_the_tail_and_a_clamped_one_cannot() -> None:
         ({"gradient": "reinforce"}, "sampled, exact"),
         ({"parametrisation": "linear"}, "tabular, loglinear"),
         ({"steps": 0}, "at least 1"),
+        ({"steps": 2.5}, r"steps=2\.5.*whole number"),
+        ({"steps": float("nan")}, "steps=nan.*whole number"),
+        ({"steps": "10"}, "steps='10'.*whole number"),
+        ({"updates": True}, "updates=True.*whole number"),
+        ({"record_every": -1}, "record_every=-1.*at least 1"),
+        ({"group_size": 0}, "group_size=0.*at least 1"),
         ({"learning_rate": 0.0}, "positive"),
+        ({"learning_rate": float("inf")}, "finite"),
+        ({"learning_rate": np.array([0.1, np.nan])}, "finite"),
+        ({"learning_rate": "0.1"}, "finite"),
+        ({"learning_rate": None}, "finite"),
         ({"group_size": 1}, "group_size >= 2"),
     ],
 )
@@ -361,12 +371,16 @@ def test_train_refuses() -> None:
     small, other = token_tree(rng(0), actions=50, optimal=1), token_tree(rng(0), actions=50, optimal=1, horizon=2)
     lumped = token_tree(rng(0), actions=1000, optimal=1, bins=5)
     learner = Learner(2, 0.1)
+    paid = replace(small, mdp=replace(small.mdp, reward=small.mdp.reward + 0.5))
+    ends = replace(other, mdp=replace(other.mdp, transition=0 * other.mdp.transition))
     impossible = replace(small, prior=np.where(np.arange(50) == 3, -np.inf, small.prior))
     for call, message in (
         (lambda: train([impossible], learner), "finite"),
         (lambda: train([], learner), "no instance"),
         (lambda: train([small], learner, seeds=[1, 2]), "one seed per run"),
         (lambda: train([small, other], learner), "one family"),
+        (lambda: train([small, paid], learner), "one family"),
+        (lambda: train([other, ends], learner), "one family"),
         (lambda: train([small], learner, engine="cuda"), "engine"),
         (lambda: train([small], learner, controller=Constant(np.zeros(3))), "one per run"),
         (lambda: train([lumped], learner), "gradient='exact'"),

@@ -1,7 +1,9 @@
 """The command line as a user meets it: output, exit status, advice; and the example script."""
 
 import os
+import re
 import runpy
+import shutil
 import subprocess
 import sys
 from functools import cache
@@ -10,6 +12,8 @@ from types import SimpleNamespace
 
 import pytest
 
+from aent.extras import install_line
+from aent.runs import read_run
 from toymdp import suite
 from toymdp.__main__ import main
 
@@ -31,10 +35,17 @@ def check(name: str, *, holds: bool, control: bool = False) -> SimpleNamespace:
 
 
 def refused(capsys, *argv: str) -> str:
-    with pytest.raises(SystemExit) as ended:
-        main(argv)
-    assert ended.value.code == 2
-    return capsys.readouterr().err
+    """The one line that a command ends with which cannot be carried out."""
+    try:
+        status = main(argv)
+    except SystemExit as ended:
+        status = ended.code
+    out, err = capsys.readouterr()
+    assert status == 2
+    assert out == ""
+    assert err.count("\n") == 1
+    assert err.endswith("\n")
+    return err
 
 
 # ---------------------------------------------------------------------------------------------------------------- list
@@ -74,6 +85,122 @@ def test_tags_narrow_the_list(capsys):
 )
 def test_a_bad_command_line_gets_status_2_and_advice(capsys, argv, advice):
     assert advice in refused(capsys, *argv)
+
+
+COMPARE = ["compare", "--scale", "smoke"]
+
+
+@pytest.mark.parametrize(
+    ("argv", "advice"),
+    [
+        (["--settings", "smoke-bandt"], "did you mean 'smoke-bandit'"),
+        (["--settings", "[red]\nx"], "unknown setting '[red]\\nx'"),
+        (["--settings", "smoke-bandit", "toymdp/smoke-bandit-v1"], "smoke-bandit is given twice"),
+        (["--settings", "smoke-bandit", "smoke-lumped"], "give --gradient exact --parametrisation tabular"),
+        (["--settings", "smoke-lumped", "--gradient", "exact", "--parametrisation", "loglinear"], "tabular"),
+        (["--settings"], "expected at least one argument"),
+        (["--methods", "ful"], "did you mean 'full'?"),
+        (["--methods", "none", "none"], "none is given twice"),
+        (["--methods", "none", "--methods", "ful"], "did you mean 'full'?"),
+        (["--methods", "ful", "--methods", "none"], "did you mean 'full'?"),
+        (["--methods", "all", "none"], "'all' stands alone"),
+        (["--methods", "clip-cov", "--gradient", "exact"], "use --gradient sampled"),
+        (["--scale", "ful"], "did you mean 'full'?"),
+        (["--optimiser", "adm"], "did you mean 'adam'?"),
+        (["--stps", "4"], "did you mean --steps?"),
+        (["--steps", "0"], "a whole number from 1"),
+        (["--steps", "-5"], "got '-5'"),
+        (["--steps", "1e3"], "got '1e3'"),
+        (["--steps", "nan"], "got 'nan'"),
+        (["--steps", "9" * 30], "from 1 to 1000000000"),
+        (["--updates", "0"], "a whole number from 1"),
+        (["--updates", "2", "--gradient", "exact"], "use 'sampled'"),
+        (["--jobs", "0"], "-1 for one per core"),
+        (["--jobs", "-2"], "-1 for one per core"),
+        (["--jobs", "100000"], "-1 for one per core"),
+        (["--rates", "nan"], "finite number > 0, got 'nan'"),
+        (["--rates", "inf"], "finite number > 0, got 'inf'"),
+        (["--rates", "0"], "finite number > 0, got '0'"),
+        (["--rates", "-.1"], "finite number > 0, got '-.1'"),
+        (["--rates", "0.1", "1e-1"], "0.1 is given twice"),
+        (["--resume"], "--resume needs --out"),
+        (["--resume", "--out", "new"], "new holds no run"),
+        (["--resume", "--out", "file"], "file holds no run"),
+        (["--out", "file"], "nothing was overwritten. Go on with it by --resume"),
+        (["--out", "."], "nothing was overwritten. Go on with it by --resume"),
+        (["--out", "file/new"], "part of the path is a file"),
+        (["--out", "x" * 300], "File name too long"),
+        (["--out", "/proc/new/run"], "cannot write /proc"),
+    ],
+)
+def test_a_comparison_that_cannot_be_is_refused_before_anything_is_computed_or_written(
+    tmp_path, monkeypatch, capsys, argv, advice
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("toymdp.compare.tune_and_test", lambda *_: pytest.fail("something was computed"))
+    Path("file").write_text("mine")
+    assert advice in refused(capsys, *COMPARE, *argv)
+    assert os.listdir() == ["file"]
+    assert Path("file").read_text() == "mine"
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory) -> Path:
+    """The run directory of a small comparison."""
+    folder = tmp_path_factory.mktemp("comparison") / "run"
+    assert main([*SMALL, "--out", str(folder)]) == 0
+    return folder
+
+
+SMALL = [*COMPARE, "--settings", "smoke-bandit", "--methods", "none", "full", "--steps", "4", "--jobs", "1"]
+LINE_2 = r"metrics\.jsonl, line 2 is damaged"
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new", "told"),
+    [
+        ("metrics.jsonl", '"final"', '"finale"', LINE_2 + r" \(final missing"),
+        ("metrics.jsonl", '"cell": "smoke-bandit"', '"cell": 3', LINE_2 + r" \(cell missing or of the wrong type"),
+        ("metrics.jsonl", '"rate": ', '"rate": "x", "y": ', LINE_2 + r" \(rate missing or of the wrong type"),
+        ("metrics.jsonl", "{", "[", LINE_2 + ", not JSON"),
+        ("metrics.jsonl", "{", "\xff", LINE_2 + ", not JSON"),
+        ("metrics.jsonl", "{", "[" * 100_000, LINE_2 + ", not JSON"),
+        ("config.json", "{", "", r"config\.json is damaged, not JSON"),
+        ("config.json", '"steps": 4', '"steps": 5', r"learner\.steps: saved 5, given 4"),
+        ("provenance.json", '"resumed": []', '"resumed": 3', r"provenance\.json is damaged"),
+        ("provenance.json", '"seed": 0', '"seed": "0"', r"provenance\.json is damaged"),
+    ],
+)
+def test_a_damaged_file_of_a_comparison_is_named(kept, tmp_path, capsys, name, old, new, told):
+    folder = tmp_path / "run"
+    shutil.copytree(kept, folder)
+    text = (folder / name).read_bytes()
+    lines = text.splitlines(keepends=True) if name == "metrics.jsonl" else [b"", text]
+    damaged = lines[1].replace(old.encode(), new.encode("latin-1"), 1)
+    assert damaged != lines[1]
+    (folder / name).write_bytes(b"".join([lines[0], damaged, *lines[2:]]))
+    before = (folder / name).read_bytes()
+    assert re.search(told, refused(capsys, *SMALL, "--out", str(folder), "--resume"))
+    assert (folder / name).read_bytes() == before
+
+
+def test_a_comparison_that_a_full_disk_stopped_goes_on_where_it_was(kept, tmp_path):
+    """A limit on file sizes is met in the middle of the second pair, as the end of a disk would be."""
+    size = (kept / "metrics.jsonl").stat().st_size
+    code = (
+        "import resource, sys\nfrom toymdp.__main__ import main\n"
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({size * 3 // 4},) * 2)\nsys.exit(main(sys.argv[1:]))"
+    )
+    command = [sys.executable, "-c", code, *SMALL, "--out", str(tmp_path / "run")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    last = done.stderr.splitlines()[-1]
+    assert re.search(r"cannot write .*metrics\.jsonl: File too large; raise the limit", last)
+    assert "Traceback" not in done.stderr
+    assert 32 < len((tmp_path / "run" / "metrics.jsonl").read_bytes().splitlines()) < 64
+    assert main([*SMALL, "--out", str(tmp_path / "run"), "--resume"]) == 0
+    rows = [read_run(folder)[2] for folder in (kept, tmp_path / "run")]
+    assert all(line in rows[1] for line in rows[0])
 
 
 @pytest.mark.parametrize("argv", [[], ["list"], ["verify"], ["compare"]])
@@ -164,8 +291,54 @@ def test_list_does_not_load_what_only_compare_and_verify_need():
 
 def test_a_missing_package_is_named_with_the_pip_line(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "rich.table", None)
-    assert main(["list"]) == 2
-    assert "pip install 'aent[figures]'" in capsys.readouterr().err
+    assert f"toymdp: rich is not installed; run: {install_line('figures')}\n" == refused(capsys, "list")
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"COLUMNS": "1"},
+        {"COLUMNS": "0"},
+        {"COLUMNS": "wide"},
+        {"PYTHONIOENCODING": "ascii"},
+        {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+        {"TERM": "dumb", "NO_COLOR": "1"},
+        {"HOME": ""},
+    ],
+    ids=str,
+)
+def test_no_environment_ends_in_a_traceback(environment, tmp_path):
+    for argv in (["list", "--tag", "smoke"], ["list", "--tag", "öäü"]):
+        done = subprocess.run(
+            [sys.executable, "-m", "toymdp", *argv], capture_output=True, check=False, cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+        )  # fmt: skip
+        assert done.returncode == (0 if "smoke" in argv else 2), done.stderr
+        assert done.stderr.count(b"\n") == (0 if "smoke" in argv else 1)
+
+
+def test_no_place_for_compiled_code_is_a_warning(tmp_path):
+    """Numba keeps compiled code beside the source or in the user's cache; here a file is in the way of both."""
+    for name in ("aent", "toymdp"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / "toymdp" / "__pycache__").write_text("")
+    places = dict.fromkeys(("HOME", "XDG_CACHE_HOME", "NUMBA_CACHE_DIR"), str(tmp_path / "toymdp" / "__pycache__"))
+    code = "import toymdp.kernels as k; print(k.OPTIONS['cache'], k.__file__)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(tmp_path), **places},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.stdout == f"False {tmp_path}/toymdp/kernels.py\n"
+    assert "NUMBA_CACHE_DIR names one" in done.stderr
+
+
+@pytest.mark.parametrize(("redirected", "status"), [("| true", 141), (">&-", 0), ("2>&-", 0)])
+def test_a_closed_stream_ends_without_a_traceback(redirected, status, tmp_path):
+    script = f"set -o pipefail; {sys.executable} -m toymdp list --tag smoke {redirected}"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(["bash", "-c", script], capture_output=True, check=False, cwd=tmp_path, env=environment)
+    assert done.stderr == b""
+    assert done.returncode in (0, 1, status)  # rich may notice first that nobody reads
 
 
 # ------------------------------------------------------------------------------------------------------------ example

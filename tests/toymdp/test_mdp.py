@@ -159,6 +159,14 @@ def test_policy_gradient_equals_finite_differences_of_the_enumerated_objective(s
     np.testing.assert_allclose(policy_gradient(mdp, small.prior, coefficient) * copies, slope, atol=2e-8)
 
 
+def test_without_a_coefficient_there_is_no_bonus_and_no_noise_is_added(small):
+    mdp, policy = small.mdp, softmax(small.mdp, small.prior)
+    for function in (policy_gradient, state_values, value):
+        argument = small.prior if function is policy_gradient else policy
+        np.testing.assert_array_equal(function(mdp, argument), function(mdp, argument, 0.0))
+    assert TokenMDP(mdp.start, mdp.transition, mdp.reward, mdp.labels).reward_noise == 0.0
+
+
 def test_the_gradient_counts_the_entropy_still_to_come():
     """Negative control: the entropy of the present token alone gives a different gradient."""
     mdp, logits = (found := SMALL["tree"](np.random.default_rng(3))).mdp, found.prior
@@ -326,7 +334,8 @@ def test_soft_optimum_refuses_coefficients_without_an_optimum(coefficient):
 
 def test_soft_optimum_refuses_impossible_supports():
     mdp = SMALL["bandit"](np.random.default_rng(0)).mdp
-    for sizes in (mdp.class_sizes + 1, mdp.class_sizes * 0, -mdp.class_sizes):
+    one_more, less_than_none = mdp.class_sizes + np.eye(3)[2], np.array([[3, 2, -1]])
+    for sizes in (mdp.class_sizes + 1, one_more, mdp.class_sizes * 0, -mdp.class_sizes, less_than_none):
         with pytest.raises(ValueError, match="at least one token per state"):
             soft_optimum(mdp, 0.1, kept_sizes=sizes.astype(float))
 
@@ -377,15 +386,21 @@ def _changed(**changes) -> TokenMDP:
     ("changes", "message"),
     [
         ({"start": np.ones(5) / 5}, "shapes disagree"),
+        ({"reward": np.zeros((6, 2))}, "shapes disagree"),
+        ({"labels": np.zeros((5, 3), int)}, "shapes disagree"),
         ({"start": np.array([0.5, 0.4, 0, 0, 0, 0])}, "probability distribution"),
+        ({"start": np.array([0.5, 0.6, 0, 0, 0, 0])}, "probability distribution"),
         ({"start": np.array([1.5, -0.5, 0, 0, 0, 0])}, "probability distribution"),
         ({"transition": np.full((6, 3, 6), 0.5)}, "at most 1"),
         ({"transition": -np.ones((6, 3, 6))}, ">= 0"),
         ({"transition": np.tile(np.eye(6)[:, None], (1, 3, 1))}, "sorted in time"),
         ({"labels": np.full((6, 3), 3)}, r"0\.\.2"),
         ({"labels": np.full((6, 3), -1)}, r"0\.\.2"),
+        ({"labels": np.array([[0, 1, -1]] * 6)}, r"0\.\.2"),
+        ({"labels": np.array([[0, 1, 3]] * 6)}, r"0\.\.2"),
         ({"multiplicity": np.ones((6, 2))}, "multiplicity"),
         ({"multiplicity": np.zeros((6, 3))}, "multiplicity"),
+        ({"multiplicity": np.eye(6)[:, :3]}, "multiplicity"),
     ],
 )
 def test_a_malformed_mdp_is_refused(changes, message):

@@ -430,6 +430,36 @@ def test_lojasiewicz_constant_of_a_bandit_is_min_pi_squared() -> None:
     np.testing.assert_allclose(found, policy.min(axis=-1)[:, 0] ** 2)
 
 
+def test_lojasiewicz_constant_of_a_tree_by_hand() -> None:
+    """min_s d(s)^2 min_a pi(a|s)^2 / d*(s) over the root and its two children, which are visited as their token is."""
+    leaves, root, children = (
+        np.array([[0.9, 0.1], [0.3, 0.2]]),
+        np.array([0.7, 0.3]),
+        np.array([[0.6, 0.4], [0.2, 0.8]]),
+    )
+    transition, reward = np.zeros((3, 2, 3)), np.vstack([np.zeros(2), leaves])
+    transition[0, [0, 1], [1, 2]] = 1.0
+    mdp = TokenMDP(np.eye(3)[0], transition, reward, np.array([[0, 1]] * 3))
+    weights = np.exp(leaves / 0.2).sum(axis=1)  # the soft optimum visits a child by the sum of e^{r / lambda} below it
+    target = np.array([1.0, *weights / weights.sum()])
+    rows = np.array([1.0, *root]) ** 2 * np.array([0.3, 0.4, 0.2]) ** 2 / target
+    policy = np.vstack([root, children])
+    assert bounds.lojasiewicz_constant(mdp, soft_optimum(mdp, 0.2), policy) == pytest.approx(rows.min(), rel=1e-12)
+    assert rows.argmin() == 2  # with d* in the numerator it would be another row and another number
+    assert bounds.lojasiewicz_root(mdp, soft_optimum(mdp, 0.2), policy) == pytest.approx(math.sqrt(rows.min()))
+
+
+def test_without_a_wrong_response_there_is_no_bias_and_no_transition() -> None:
+    every = math.log(50)
+    assert bounds.soft_gap(every, every, 0.1) == 0.0
+    assert bounds.worst_case_bias(every, every, 0.1) == 0.0
+    assert bounds.worst_case_distance(every, every, 0.1) == 0.1
+    for optimal in (25, 50):
+        with pytest.raises(ValueError, match="no transition"):
+            bounds.critical_coefficient(every, math.log(optimal))
+    assert bounds.critical_coefficient(every, math.log(24)) == pytest.approx(1 / math.log(26 / 24))
+
+
 def test_a_vanishing_constant_gives_an_empty_bound_not_nan() -> None:
     mdp = bandit(np.array([1.0, 0.0]))
     case = Case("collapsed", mdp, np.array([[[0.0, -600.0]]]), 0.5, 0)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import toymdp
+from aent.extras import install_line
 from toymdp.mdp import class_mass, log_responses, softmax, value
 from toymdp.suite import SETTINGS, Setting, describe, exact_optimum, make, select, setting
 
@@ -143,7 +144,7 @@ def test_unknown_names_get_the_nearest_known_one(wrong):
 def test_unknown_tags_get_the_nearest_known_one():
     with pytest.raises(ValueError, match="did you mean 'fig1'"):
         select("fgi1")
-    with pytest.raises(ValueError, match=r"unknown setting 'xyz'; .*list"):
+    with pytest.raises(ValueError, match=r"unknown setting 'xyz'\. .*list"):
         setting("xyz")
 
 
@@ -180,7 +181,8 @@ def test_import_without_gymnasium_works_and_asking_for_an_env_says_what_to_insta
         "try:\n    import toymdp.envs\n"
         "except ModuleNotFoundError as error:\n    print(error)"
     )
-    assert run(code).splitlines() == ["1.0", "toymdp's environments need gymnasium: pip install 'aent[figures]'"]
+    said = f"toymdp's environments need gymnasium: gymnasium is not installed; run: {install_line('figures')}"
+    assert run(code).splitlines() == ["1.0", said]
 
 
 def test_importing_registers_every_id_once_and_no_lumped_one():

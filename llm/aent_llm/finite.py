@@ -1,0 +1,86 @@
+"""NaN and infinity, refused where they come in: rewards, gradients, weights."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from trl.trainer.utils import is_async_callable
+
+__all__ = ["NonFiniteError", "are_finite", "check_rewards"]
+
+FLOAT32 = torch.finfo(torch.float32).max  # TRL keeps rewards in float32
+SHOWN = 200  # characters of a prompt and a completion in a message
+
+
+class NonFiniteError(FloatingPointError):
+    """NaN or infinity in loss, gradient or weights; says whether the weights were changed by it."""
+
+
+def are_finite(parameters: Iterable[torch.nn.Parameter]) -> bool:
+    """Whether all weights that this process holds are finite; of sharded ones only its own part is looked at."""
+    ends = []
+    for weight in parameters:
+        mine: Any = weight.detach()
+        mine = mine.to_local() if hasattr(mine, "to_local") else mine
+        if mine.numel():
+            ends.append(torch.stack([*torch.aminmax(mine)]).float())  # NaN and infinity show in either
+    return not ends or bool(torch.isfinite(torch.cat(ends).sum()))
+
+
+def check_rewards(function: Callable[..., Any], name: str, report: Callable[[str], None]) -> Callable[..., Any]:
+    """Wrap a reward so that what it returns is one finite number, or None, per completion.
+
+    Anything else goes to ``report`` as a sentence, and infinity stands in its place: ranks find it in the rewards that
+    they exchange, and stop together.
+    """
+
+    def checked(found: Any, prompts: Any, completions: Any) -> list[float | None]:
+        fault = _fault(found, len(completions))
+        if fault is None:
+            return list(found)
+        row, what = fault
+        where = "" if row is None else f" for prompt {_short(prompts[row])}, completion {_short(completions[row])}"
+        report(f"the reward {name!r} returned {what}{where}")
+        return [math.inf] * len(completions)
+
+    if is_async_callable(function):
+
+        @functools.wraps(function, updated=())
+        async def later(*, prompts: Any, completions: Any, **columns: Any) -> list[float | None]:
+            found = await function(prompts=prompts, completions=completions, **columns)
+            return checked(found, prompts, completions)
+
+        return later
+
+    @functools.wraps(function, updated=())
+    def now(*, prompts: Any, completions: Any, **columns: Any) -> list[float | None]:
+        return checked(function(prompts=prompts, completions=completions, **columns), prompts, completions)
+
+    return now
+
+
+def _fault(found: Any, expected: int) -> tuple[int | None, str] | None:
+    """(row, what is wrong there) of the first bad value; the row is None where the answer as a whole is wrong."""
+    if isinstance(found, str | bytes | dict) or not hasattr(found, "__len__") or not hasattr(found, "__iter__"):
+        return None, f"a {type(found).__name__}"
+    if len(found) != expected:
+        return None, f"{len(found)} values for {expected} completions"
+    for row, value in enumerate(found):
+        if value is None:
+            continue
+        try:
+            number = math.nan if isinstance(value, str | bytes) else float(value)
+        except (TypeError, ValueError, OverflowError):
+            number = math.nan
+        if not abs(number) <= FLOAT32:
+            return row, f"{value!r}"
+    return None
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."

@@ -1,0 +1,285 @@
+"""Input that cannot be used: one line, exit status 2, before a model is loaded or a directory made; so says --dry-run.
+
+The model's folder holds a configuration and a tokenizer but no weights: whatever is refused here cannot have waited for
+them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import small
+from aent_llm.__main__ import main
+
+HERE = Path(__file__).parent
+PROBLEMS = 12
+FILE = """\
+model:
+  source: MODEL
+data:
+  source: DATA
+rewards: [small:even_words]
+entropy:
+  support: {type: top_k, k: 9}
+  controller: 0.1
+train:
+  per_device_train_batch_size: 8
+  num_generations: 4
+  max_completion_length: 6
+  max_steps: 1
+  use_cpu: true
+  bf16: false
+"""
+
+# What is put in place of what ("" appends, and the whole file is replaced where there is no "->") -> what is said of it
+FILES = {
+    # not YAML, or not a mapping
+    "": "expected a mapping with model, data, rewards, entropy and train, got None",
+    "- 1": "expected a mapping with model",
+    "just words": "expected a mapping with model",
+    "data: [tiny": "line 1: not YAML",
+    "data: {source: tiny}\n---\ndata: {source: tiny}\n": "expected a single document",
+    "data: 'tiny": "not YAML: while scanning a quoted scalar",
+    "data: @tiny": "needs quotes",
+    "data: *nothing": "undefined alias 'nothing'",
+    "data: {source: x}\npaper: \a": "special characters are not allowed",
+    "train: -> train:\n\t": "line 10: not YAML: while scanning for the next token found character '\\t'",
+    # keys
+    "-> 1: x\n": "line 16: the file: a key must be text, got 1",
+    "-> ~: x\n": "line 16: the file: a key must be text, got null",
+    "-> true: x\n": "a key must be text, got true",
+    "-> ? [a, b]\n: x\n": "a key must be text",
+    "->   bf16: true\n": "line 16: the key 'bf16' stands twice in its block",
+    "k: 9 -> k: 9, k: 8": "line 7: the key 'k' stands twice",
+    "-> modle: {}\n": "line 16: the file: unknown key 'modle'; did you mean 'model'?",
+    "->   learnin_rate: 1\n": "line 16: train: unknown key 'learnin_rate'; did you mean 'learning_rate'?",
+    "  source: MODEL ->   lora: {alpha: 8}": "line 2: model.lora: unknown key 'alpha'; did you mean 'lora_alpha'?",
+    "  source: MODEL ->   tiny: {layer: 1}": "line 2: model.tiny: unknown key 'layer'; did you mean 'layers'?",
+    "  source: DATA ->   soruce: DATA": "unknown key 'soruce'; did you mean 'source'? (also wrong: source)",
+    "k: 9 -> kk: 9": "line 7: entropy.support: unknown key 'kk'; did you mean 'k'?",
+    "type: top_k, k: 9 -> k: 9": "line 7: entropy.support.type is needed: Full, DropLowest, TopK",
+    "-> evaluation: {samples: 2}\n": "evaluation: the key 'data' is needed",
+    "->   output_dir: x\n": "train: output_dir is not set here; it is set by --output",
+    "->   entropy_support: full\n": "entropy_support is not set here; it is set in the block entropy",
+    # values of another type
+    "->   trust_remote_code: \"no\"\n": "line 16: train.trust_remote_code: expected true or false, got 'no'",
+    "  source: MODEL ->   source: MODEL\n  trust_remote_code: no": "line 3: model.trust_remote_code: expected true",
+    "bf16: false -> bf16: maybe": "line 15: train.bf16: expected true or false, or null, got 'maybe'; write true or",
+    "  controller: 0.1 ->   diagnostics: \"no\"": "line 8: entropy.diagnostics: expected true or false, got 'no'",
+    "max_steps: 1 -> max_steps: 1.5": "line 13: train.max_steps: expected a whole number of at least -1, got 1.5",
+    "max_steps: 1 -> max_steps: true": "train.max_steps: expected a whole number",
+    "max_steps: 1 -> max_steps:": "expected a whole number of at least -1, got null; leave the key out for -1",
+    "->   seed: 0.5\n": "line 16: train.seed: expected a whole number of at least 0 and below 4294967296, got 0.5",
+    "->   learning_rate: 3e-4x\n": "line 16: train.learning_rate: expected a number of at least 0, got '3e-4x'",
+    "->   learning_rate: .inf\n": "train.learning_rate: expected a number of at least 0, got inf",
+    "->   beta: .nan\n": "train.beta: expected a number of at least 0, got nan",
+    "  controller: 0.1 ->   tile_bytes: 64MB": "entropy.tile_bytes: expected a whole number of at least 1, or null",
+    "k: 9 -> k: nine": "line 7: entropy.support.k: expected a whole number, got 'nine'",
+    "{type: top_k, k: 9} -> [full]": "entropy.support: expected a block of keys, or text, or null",
+    "controller: 0.1 -> controller: true": "entropy.controller: expected a block of keys, or text, or a number",
+    "controller: 0.1 -> controller: .nan": "line 8: entropy.controller: ",
+    "controller: 0.1 -> controller: {type: constant, coefficient: x}": "entropy.controller.coefficient: expected a num",
+    "entropy: -> entropy: full\npaper:": "line 6: entropy: expected a block of keys, or null, got 'full'; a block is",
+    "data: -> data: tiny\npaper:": "line 3: data: expected a block of keys, got 'tiny'",
+    "source: DATA -> source: 2020-01-01": "line 4: data.source: a date is no setting; write text in quotes",
+    "source: DATA -> source: !!python/name:os.system x": "line 4: data.source: the tag",
+    "source: DATA -> source: 3": "data.source: expected text, got 3; put text in quotes",
+    "source: DATA -> source: DATA\n  limit: 0": "line 5: data.limit: expected a whole number of at least 1, or",
+    "source: DATA -> source: DATA\n  faulty: ignore": "data.faulty: expected error or drop, got 'ignore'",
+    "[small:even_words] -> {small:even_words: high}": "line 5: rewards: expected text",
+    "[small:even_words] -> []": "rewards: expected one or more different names, got []",
+    "[small:even_words] -> [3]": "rewards: expected text",
+    "->   reward_weights: [1, 2]\n": "train.reward_weights: expected one number for each of small:even_words",
+    "-> evaluation:\n  data: {source: DATA}\n  samples: \"4x\"\n": "line 18: evaluation.samples: expected a whole",
+    "-> evaluation: [1]\n": "evaluation: expected a block of keys, or null, got [1]",
+}  # fmt: skip
+
+SETS = {
+    "train=3": "--set train: expected a block of keys, or null, got 3",
+    "train.learning_rate=[1": "--set train.learning_rate=[1: not YAML",
+    "train.max_steps": "--set train.max_steps: expected key=value",
+    "=3": "expected a key such as train.max_steps",
+    "train..seed=3": "expected a key such as train.max_steps",
+    "train.seed=": "--set train.seed: expected a whole number",
+    "train.seed=-1": "--set train.seed: expected a whole number of at least 0",
+    "train.max_steps=nan": "--set train.max_steps: expected a whole number of at least -1, got 'nan'",
+    "train.max_steps=0": "--set train.max_steps: expected 1 or more, or -1 (epochs), got 0",
+    "entropy.suport=full": "entropy: unknown key 'suport'; did you mean 'support'?",
+    "rewards.x=1": "--set rewards.x: rewards is ['small:even_words'], not a block with keys",
+    # names and ranges that TRL finds out late
+    "train.loss_type=dappo": "--set train.loss_type: expected grpo, dr_grpo, dapo, bnpo, cispo, sapo, luspo or vespo",
+    "train.scale_rewards=grup": "did you mean 'group'?",
+    "train.optim=adamw_torc": "did you mean 'adamw_torch'?",
+    "train.lr_scheduler_type=cosin": "did you mean 'cosine'?",
+    "train.temperature=0": "train.temperature: expected a number above 0, got 0",
+    "train.num_iterations=0": "train.num_iterations: expected a whole number of at least 1",
+    "train.num_generations=0": "train.num_generations: expected a whole number of at least 2, got 0",
+    "train.num_generations=3": "a rollout of 8 completions",
+    "train.logging_steps=1.5": "train.logging_steps: expected a whole number",
+    "train.eval_strategy=steps": "train.eval_strategy: expected no, got 'steps'",
+    "train.remove_unused_columns=true": "train.remove_unused_columns: expected false, got true",
+    "train.accelerator_config={x: 1}": "unexpected keyword argument 'x'",
+    "train.sync_ref_model=true": "train.sync_ref_model: true has no effect with train.beta=0",
+    "train.report_to=nobody": "train.report_to: nobody is not installed, or not known",
+    "train.fp16=true": "train.fp16 needs a GPU",
+    "train.lr_scheduler_type=cosine_with_min_lr": "min_lr",
+    "train.lr_scheduler_kwargs={x: 1}": "unexpected keyword argument 'x'",
+    "train.gradient_checkpointing_kwargs={x: 1}": "checkpointing_kwargs: clone() got an unexpected",
+    "train.optim=adamw_bnb_8bit": "train.optim=adamw_bnb_8bit",
+    "train.chat_template_kwargs={x: 1}": "train.chat_template_kwargs has no effect on plain text",
+    "entropy.support={type: topk5, k: 9}": "entropy.support.type: unknown support 'topk5'; did you mean 'TopK'?",
+    "entropy.support={type: no.module.Rule}": "entropy.support.type: support 'no.module:Rule'",
+    "train.router_aux_loss_coef=0.1": "train.router_aux_loss_coef: the model is no mixture of experts",
+    "train.generation_batch_size=12": "train.generation_batch_size=12 is not a multiple of the 8 completions",
+    # what only model, tokenizer and data together can tell
+    "entropy.engine=triton": "entropy.engine: triton needs a GPU",
+    "entropy.support={type: top_k, k: 1}": "entropy.support: TopK(k=1) keeps 1 of 61 tokens",
+    "entropy.tile_bytes=0": "entropy.tile_bytes: expected a whole number of at least 1",
+    "model.lora={target_modules: [nope]}": "model.lora: Target modules {'nope'} not found in the base model",
+    "model.lora={target_modules: [lm_head]}": "model.lora.target_modules: an adapter on the head",
+    "model.lora={r: 0}": "model.lora.r: expected a whole number of at least 1, got 0",
+    "model.attn_implementation=nope": "no causal language model can be made of it",
+    "model.source=/no/model": "model.source='/no/model' is neither a folder with a tokenizer",
+    "rewards=small:nothing": "rewards: reward 'small:nothing': small has no 'nothing'",
+    "data.source=/no/data.jsonl": "no file /no/data.jsonl",
+    "train.max_completion_length=500": "train.max_completion_length=500 leaves no room for a prompt",
+    "train.max_completion_length=62": "data: row 2, column 'prompt': 3 tokens, more than the limit of 2",
+    "evaluation={data: {source: DATA}, max_tokens: 62}": "evaluation.data: row 2, column 'prompt': 3 tokens",
+    "evaluation={data: {source: DATA}, max_tokens: 64}": "evaluation.max_tokens=64 leaves no room",
+    "train.per_device_train_batch_size=64": "data: 12 problems, but one rollout takes 16 different ones",
+}
+
+OPTIONS = {
+    "--processes 0": "--processes 0: expected a number of GPUs",
+    "--seed x": "argument --seed: invalid int value: 'x'",
+    "--seed -1": "train.seed: expected a whole number of at least 0",
+    "--confg x": "did you mean --config?",
+    "--config qwen_math_aen": "qwen_math_aent",
+    "--config /": "/: no such file",
+    "--resume": "holds no run (no config.json)",
+}
+
+
+LAUGHS = b"paper:\n  a0: &a0 [1]\n" + b"".join(
+    b"  a%d: &a%d [%s]\n" % (i, i, b", ".join([b"*a%d" % (i - 1)] * 9)) for i in range(1, 9)
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model without its weights, problems, and a file that has no mistake."""
+    folder = tmp_path_factory.mktemp("bad")
+    small.saved_model(folder / "model")
+    (folder / "model" / "model.safetensors").unlink()
+    rows = [{"prompt": prompt, "answer": "w2"} for prompt in small.prompts(PROBLEMS)["prompt"]]
+    (folder / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def as_for_a_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("AENT_DEBUG", raising=False)
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)  # which lets the kernels of other tests run on a CPU
+
+
+def placed(text: str, folder: Path) -> str:
+    return text.replace("MODEL", str(folder / "model")).replace("DATA", str(folder / "data.jsonl"))
+
+
+def refused(capsys: pytest.CaptureFixture[str], path: Path, *options: str) -> str:
+    """What both ``train`` and ``train --dry-run`` say, in one line each."""
+    output, said = path.parent / "run", []
+    for more in ([], ["--dry-run"]):
+        capsys.readouterr()
+        assert main(["train", "--config", str(path), "--output", str(output), *more, *options]) == 2
+        said.append(capsys.readouterr().err.strip())
+        assert not output.exists()
+    assert said[0] == said[1]
+    (line,) = said[0].splitlines()
+    assert line.removeprefix("python -m ").startswith("aent_llm train: ")
+    return line
+
+
+def test_the_file_without_a_mistake_is_fine_and_only_lacks_its_weights(folder: Path, tmp_path: Path, capsys) -> None:
+    path = tmp_path / "my.yaml"
+    path.write_text(placed(FILE, folder))
+    assert main(["train", "--config", str(path), "--dry-run"]) == 0
+    assert "not checked here" not in capsys.readouterr().out
+    assert main(["train", "--config", str(path), "--output", str(tmp_path / "run")]) == 2
+    assert "model.safetensors" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("change", FILES)
+def test_a_mistake_in_the_file(change: str, folder: Path, tmp_path: Path, capsys) -> None:
+    old, arrow, new = change.partition("->")
+    text = FILE + new.removeprefix(" ") if arrow and not old else FILE.replace(old[:-1], new[1:]) if arrow else change
+    assert text != FILE
+    (tmp_path / "my.yaml").write_text(placed(text, folder))
+    line = refused(capsys, tmp_path / "my.yaml")
+    assert FILES[change] in line
+    assert f"{tmp_path}/my.yaml" in line
+
+
+@pytest.mark.parametrize("setting", SETS)
+def test_a_mistake_on_the_command_line(setting: str, folder: Path, tmp_path: Path, capsys) -> None:
+    (tmp_path / "my.yaml").write_text(placed(FILE, folder))
+    assert SETS[setting] in refused(capsys, tmp_path / "my.yaml", "--set", placed(setting, folder))
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_a_mistake_in_the_options(options: str, folder: Path, tmp_path: Path, capsys) -> None:
+    (tmp_path / "my.yaml").write_text(placed(FILE, folder))
+    assert OPTIONS[options] in refused(capsys, tmp_path / "my.yaml", *options.split())
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"model: {}\n# caf\xe9\n", "line 2: byte 0xe9 is not UTF-8 text; save the file as UTF-8"),
+        ("data: {source: tiny}".encode("utf-16"), "line 1: byte 0xff is not UTF-8 text"),
+        (b"paper: " + b"[" * 500, "nested too deeply"),
+        (LAUGHS, "20,000 values and more are no settings"),
+    ],
+    ids=["latin-1", "utf-16", "depth", "laughs"],
+)  # fmt: skip
+def test_a_file_that_cannot_be_read(content: bytes, message: str, tmp_path: Path, capsys) -> None:
+    (tmp_path / "my.yaml").write_bytes(content)
+    assert message in refused(capsys, tmp_path / "my.yaml")
+
+
+def started(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    free = {key: value for key, value in os.environ.items() if key != "AENT_DEBUG"} | environment
+    return subprocess.run([sys.executable, *words], env=free, capture_output=True, text=True, timeout=120, check=False)
+
+
+def test_a_process_prints_one_line_and_ends_with_2(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "my.yaml").write_text(placed(FILE, folder) + "  bf16: true\n")
+    done = started("-m", "aent_llm", "train", "--config", str(tmp_path / "my.yaml"))
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert "line 16: the key 'bf16' stands twice in its block" in line
+
+
+def test_a_plain_install_names_what_to_install() -> None:
+    """The packages of the llm extra are hidden from a fresh interpreter."""
+    hide = (
+        "import sys, runpy, importlib.abc\n"
+        "class Hidden(importlib.abc.MetaPathFinder):\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name.partition('.')[0] in ('ruamel', 'pydantic', 'torch', 'trl', 'rich'):\n"
+        "            raise ModuleNotFoundError(f'No module named {name!r}', name=name)\n"
+        "sys.meta_path.insert(0, Hidden())\n"
+        "sys.argv = ['aent_llm', sys.argv[1]]\n"
+        "runpy.run_module('aent_llm', run_name='__main__')"
+    )
+    for command in ("train", "eval", "calibrate"):
+        done = started("-c", hide, command)
+        assert done.returncode == 2
+        (line,) = done.stderr.splitlines()
+        assert "is not installed; run: pip install -e" in line
