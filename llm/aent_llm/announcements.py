@@ -86,7 +86,7 @@ _PHRASE = re.compile(
     re.IGNORECASE | re.MULTILINE | re.VERBOSE,
 )
 _CONDITION = re.compile(r"\b(?:if|whether|unless|suppose|supposing|assume|assuming)\b[^.,;\n]*$", re.IGNORECASE)
-_DENIAL = re.compile(r"(?:not|never|neither|no longer|n't)\b", re.IGNORECASE)
+_DENIAL = re.compile(r"\b(?:not|cannot|never|neither|no longer)\b|n['’]t\b", re.IGNORECASE)
 _FILLER = re.compile(
     r"(?:(?:approximately|about|roughly|around|exactly|simply|just|only|indeed|therefore|thus|hence|clearly|actually|"
     r"then|still|equal to|given by|option|choice|\\approx|≈|~)[\s,:]*)*",
@@ -241,7 +241,7 @@ def _last_phrase(text: str) -> _Found | None:
     """The last "the answer is ..." with a number or formula; where there is none, the last with words."""
     words = None
     for phrase in reversed(list(_PHRASE.finditer(text))[-PHRASES:]):
-        if _CONDITION.search(text, max(0, phrase.start() - 40), phrase.start()):
+        if _DENIAL.search(phrase[0]) or _CONDITION.search(text, max(0, phrase.start() - 40), phrase.start()):
             continue
         found = _phrase_value(text, phrase.end())
         if found and found.raw and is_formula(found.raw):
@@ -282,6 +282,8 @@ def _formulas(window: str, place: int) -> tuple[list[str], int]:
     end = place
     while formula := _FORMULA.match(window, place):
         content = next(filter(None, formula.groups()))
+        if re.compile(r"\s*=").match(window, formula.end()):  # "$x$ = 5" is one formula
+            break
         if formula[2] and _PRICE.fullmatch(content) and re.match(r"\s*\d", window[formula.end() :]):
             break
         found.append(content.strip())

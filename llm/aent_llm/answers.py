@@ -12,7 +12,7 @@ import re
 from decimal import Decimal
 from typing import Any, NamedTuple
 
-__all__ = ["Answer", "is_formula", "read_answer", "reference_text", "same_answer"]
+__all__ = ["Answer", "is_formula", "other_unit", "read_answer", "reference_text", "same_answer"]
 
 LONGEST = 2000  # characters of an answer; a longer one is left as it is
 
@@ -38,7 +38,7 @@ class Answer(NamedTuple):
         """The value as it is compared: ``+042.50`` is ``42.5``, and white space counts between words only."""
         if _DECIMAL.fullmatch(self.value):
             return _plain_decimal(self.value)
-        return self.value if self.is_words else self.value.replace(" ", "")
+        return self.value if self.is_words else re.sub(_UNIT_TEXT, r"\1", self.value).replace(" ", "")
 
     @property
     def is_words(self) -> bool:
@@ -102,11 +102,15 @@ _SPELLINGS: list[tuple[re.Pattern[str], str]] = [
         (r"√\s*(\d+|[A-Za-z])", r"\\sqrt{\1}"),
         (r"√\s*\(([^()]*)\)", r"\\sqrt{\1}"),
         (r"^[–—](?=[\d.])", "-"),
+        (r"^(?:\\approx|\\simeq|\\sim|≈|≃)\s*", ""),
+        (r"\\(?:text)?color\s*\{\w+\}", ""),
         (r"^([+-]?)\s*(?:[€£¥₹]|USD|EUR|GBP|Rs\.?)\s*(?=[\d.])", r"\1"),
         (r"\s+", " "),
     )
 ]
-_WRAPPER = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathit|mathsf|bm|boldsymbol|mbox|boxed|fbox)\s*\{")
+_WRAPPER = re.compile(
+    r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathit|mathsf|bm|boldsymbol|mbox|underline|boxed|fbox)\s*\{"
+)
 _WORD = re.compile(r"[A-Za-z]{3,}|\b(?:it|in|an|as|to|we|is|on|so|at|be|do|my|he|us)\b")
 _PROSE = re.compile(r"[A-Za-z][A-Za-z' .,-]*")
 _FUNCTIONS = {"and", "sqrt", "sin", "cos", "tan", "cot", "sec", "csc", "log", "exp", "inf", "infinity", "mod", "pmod"}
@@ -136,7 +140,24 @@ _NO_UNIT = re.compile(
     r"sqrt|sin|cos|tan|log|exp|pi|if|is|was|out|with|remainder|less|fewer|than)\b",
     re.IGNORECASE,
 )
-_UNIT_NAMES = {"percent": "%", "percentage": "%", "pct": "%", "degree": "°", "degrees": "°"}
+_UNIT_NAMES = {
+    name: unit
+    for unit, names in {
+        "%": "percent percentage pct",
+        "°": "degree degrees",
+        "mm": "mm millimeter millimetre",
+        "cm": "cm centimeter centimetre", "dm": "dm decimeter decimetre",
+        "m": "m meter metre", "km": "km kilometer kilometre", "in": "in inch inches",
+        "ft": "ft foot feet",
+        "yd": "yd yard", "mi": "mi mile", "mg": "mg milligram", "g": "g gram", "kg": "kg kilogram",
+        "lb": "lb lbs pound",
+        "ml": "ml milliliter millilitre", "l": "l liter litre", "s": "s sec second", "min": "min minute",
+        "h": "h hr hour", "day": "day", "week": "week", "month": "month", "year": "yr year",
+        "cent": "¢ cent", "dollar": "$ usd dollar", "euro": "€ eur euro",
+    }.items()
+    for one in names.split()
+    for name in (one, f"{one}s")
+}  # fmt: skip
 
 
 def read_answer(raw: str) -> Answer:
@@ -170,6 +191,12 @@ def _in_parts(text: str) -> Answer:
     if grouped := _GROUPED.fullmatch(value):
         value = grouped[1] + re.sub(r"[, _']", "", grouped[2]) + (grouped[4] or "")
     return Answer(variable, value, unit)
+
+
+def other_unit(one: Answer, other: Answer) -> bool:
+    """Tell whether two answers are in different units that are known, such as cm and m; squared or not is no matter."""
+    units = {one.unit.partition("^")[0], other.unit.partition("^")[0]}
+    return len(units) == 2 and units <= set(_UNIT_NAMES.values()) - {"%", "°"}
 
 
 def is_formula(raw: str) -> bool:
@@ -217,6 +244,8 @@ def _unwrapped(text: str) -> str:
     wrapper = _WRAPPER.match(text)
     if wrapper and closes(text, wrapper.end()) == len(text):
         return text[wrapper.end() : -1].strip()
+    if text.startswith("{") and "," not in text and closes(text, 1) == len(text):
+        return text[1:-1]
     return text[1] if re.fullmatch(r"\([A-H]\)", text) else text
 
 
@@ -234,7 +263,8 @@ def _unit_name(unit: str) -> str:
     """A unit in lower case, without LaTeX."""
     name = re.sub(r"[{}\\\s]+", " ", re.sub(_UNIT_TEXT, r"\1", unit)).strip(" .").lower()
     name = re.sub(r"\^ ?circ ?", "°", name)
-    return _UNIT_NAMES.get(name, name)
+    base, power, rest = name.partition("^")
+    return _UNIT_NAMES.get(base.strip(), base) + power + rest
 
 
 def _plain_decimal(text: str) -> str:

@@ -42,6 +42,8 @@ def equal(reference: Answer, answer: Answer, *, seconds: int) -> bool:
     Raises:
         RuntimeError: the child process cannot be started.
     """
+    if reference.unit == answer.unit:
+        reference, answer = reference._replace(unit=""), answer._replace(unit="")
     question = json.dumps([_formula(reference), _formula(answer), seconds])
     with _LOCK:
         try:
@@ -130,9 +132,9 @@ _RULES = [
 
 
 def _formula(answer: Answer) -> str:
-    """The answer as math-verify reads it best; its unit is left out, but for the per cent sign."""
+    """The answer as math-verify reads it best; its unit is left out, but for the per cent sign of a decimal."""
     text = answer.value if answer.variable.startswith("(") else answer.text
-    text += "%" if answer.unit == "%" else ""
+    text += "%" if answer.unit == "%" and re.fullmatch(r"[+-]?[\d.]+", text) else ""  # it cannot read \frac{1}{2}\%
     for pattern, replacement in _RULES:
         text = pattern.sub(replacement, text)
     return text

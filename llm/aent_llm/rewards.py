@@ -25,7 +25,7 @@ from typing import Any
 
 from . import mathematics
 from .announcements import announced_answer, completion_text, read_final
-from .answers import read_answer, reference_text, same_answer
+from .answers import other_unit, read_answer, reference_text, same_answer
 
 Completion = str | Sequence[dict[str, Any]]
 Reward = Callable[..., list[float | None]]
@@ -56,7 +56,8 @@ def math_verify(completions: Sequence[Completion], answer: Sequence[Any], **kwar
 
     A completion that announces no answer (see ``announcements``) earns nothing: a number that merely stands somewhere,
     as where the length limit cut the completion off, is none. Fractions, decimals, sets, intervals and matrices are
-    compared by value, words without regard to case; units are not compared.
+    compared by value, words without regard to case. A unit matters only where both answers have one and it is
+    a common one: 5 cm is not 5 m, but 5.
 
     A parse or a comparison is given up after ``TIMEOUT_SECONDS``, and counts as wrong; it runs in a process of its own.
 
@@ -93,6 +94,8 @@ def _verified(text: str, reference: str) -> float | None:
         return 1.0
     if given.is_words and expected.is_words:  # to sympy "listen" is a product, and so equal to "silent"
         return float(given.value.casefold() == expected.value.casefold())
+    if other_unit(given, expected):
+        return 0.0
     return float(mathematics.equal(expected, given, seconds=TIMEOUT_SECONDS))
 
 
