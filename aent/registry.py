@@ -204,6 +204,8 @@ class Rules(Registry[type[T]], Generic[T]):
         Raises:
             ValueError: an unknown type (with a suggestion), unknown or missing options, values that the rule refuses.
         """
+        if not isinstance(saved, Mapping):
+            raise ValueError(f"a {self.kind} is a mapping with a 'type' and options, got {saved!r}")
         options = {str(key): value for key, value in saved.items()}
         if "type" not in options:
             raise ValueError(f"a {self.kind} needs a 'type', got {dict(saved)!r}. Known: {', '.join(self._known())}")

@@ -135,11 +135,13 @@ _QUANTITY = re.compile(
     )""",
     re.VERBOSE,
 )
-_NO_UNIT = re.compile(
-    r"(?:and|or|to|through|plus|minus|times|over|divided|mod|base|hundred|thousand|million|billion|trillion|dozen|"
-    r"sqrt|sin|cos|tan|log|exp|pi|if|is|was|out|with|remainder|less|fewer|than)\b",
+_NO_UNIT = re.compile(  # words that make another number of it, or no number
+    r"(?:and|or|to|through|plus|minus|times|over|divided|mod|base|sqrt|sin|cos|tan|log|exp|pi|if|is|was|out|with|remainder|"
+    r"less|fewer|than|squared|cubed|factorial|inf|infinity|half|halves|(?:hundred|thousand|million|billion|trillion|dozen)s?|"
+    r"(?:third|quarter|fourth|fifth|sixth|seventh|eighth|ninth|tenth|hundredth|thousandth|millionth)s?)\b",
     re.IGNORECASE,
 )
+_BASED = re.compile(r"(\d[\dA-F]*)_\{?(\d+)\}?")  # 1011_2, a numeral with its base
 _UNIT_NAMES = {
     name: unit
     for unit, names in {
@@ -186,7 +188,9 @@ def _in_parts(text: str) -> Answer:
         variable, value = assigned[1], assigned[2].strip()
     quantity = _QUANTITY.fullmatch(value)
     unit = ""
-    if quantity and not _NO_UNIT.match(quantity["unit"].strip()):
+    if based := _BASED.fullmatch(value):
+        value, unit = based[1], f"base {based[2]}"
+    elif quantity and not _NO_UNIT.match(re.sub(_UNIT_TEXT, r"\1", quantity["unit"]).strip()):
         value, unit = quantity["number"].strip(), _unit_name(quantity["unit"])
     if grouped := _GROUPED.fullmatch(value):
         value = grouped[1] + re.sub(r"[, _']", "", grouped[2]) + (grouped[4] or "")
@@ -194,9 +198,13 @@ def _in_parts(text: str) -> Answer:
 
 
 def other_unit(one: Answer, other: Answer) -> bool:
-    """Tell whether two answers are in different units that are known, such as cm and m; squared or not is no matter."""
+    """Tell whether two answers are in different units that are known, cm and m, or in different bases.
+
+    Squared or not is no matter.
+    """
     units = {one.unit.partition("^")[0], other.unit.partition("^")[0]}
-    return len(units) == 2 and units <= set(_UNIT_NAMES.values()) - {"%", "°"}
+    known = set(_UNIT_NAMES.values()) - {"%", "°"}
+    return len(units) == 2 and all(unit in known or unit.startswith("base ") for unit in units)
 
 
 def is_formula(raw: str) -> bool:

@@ -128,6 +128,10 @@ _RULES = [
     (re.compile(r"(?<!\\)%"), r"\\%"),
     (re.compile(r"^([+-]?\d+) (\d+)/(\d+)$"), r"\1\\frac{\2}{\3}"),  # 1 1/2
     (re.compile(r"(?<![A-Za-z\d.])(\d+(?:\.\d+)?)[eE]([+-]?\d+)$"), r"\1\\times 10^{\2}"),
+    *(
+        (re.compile(rf"(?<=\d)\s*(?:\\text\s*\{{\s*{word}s?\s*\}}|{word}s?)$"), rf"\\times 10^{{{power}}}")
+        for word, power in (("hundred", 2), ("thousand", 3), ("million", 6), ("billion", 9), ("trillion", 12))
+    ),
 ]
 
 

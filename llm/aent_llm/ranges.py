@@ -56,10 +56,10 @@ class Ranges:
     weight_decay: NonNegative
     adam_beta1: Decay
     adam_beta2: Decay
-    adam_epsilon: NonNegative
+    adam_epsilon: Positive
     max_grad_norm: NonNegative
     logging_steps: NonNegative
-    save_steps: NonNegative
+    save_steps: Positive
     save_total_limit: Count | None
     dataloader_num_workers: NaturalNumber
     temperature: Positive
@@ -68,7 +68,7 @@ class Ranges:
     min_p: Share | None
     repetition_penalty: Positive
     beta: NonNegative
-    epsilon: NonNegative
+    epsilon: Share
     epsilon_high: NonNegative | None
     delta: Positive | None
     top_entropy_quantile: Share

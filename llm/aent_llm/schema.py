@@ -29,6 +29,7 @@ from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_ori
 from pydantic import BeforeValidator, ConfigDict, Field, StrictBool, ValidationError, create_model
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
+from ruamel.yaml.events import AliasEvent, CollectionEndEvent, CollectionStartEvent
 from ruamel.yaml.parser import ParserError
 from ruamel.yaml.scanner import ScannerError
 
@@ -100,6 +101,7 @@ def read_yaml(path: Path) -> tuple[Any, Places]:
 def parse_yaml(text: str, place: str, lines: dict[KeyPath, str] | None = None) -> Any:
     """Parse a YAML text; ``lines`` receives the place of every key. Raises as ``read_yaml``."""
     try:
+        _refuse_loops(text, place, several_lines=lines is not None)
         tree = YAML(typ="rt", pure=True).load(text)
     except YAMLError as error:
         raise ValueError(_yaml_fault(error, place, several_lines=lines is not None)) from None
@@ -107,6 +109,19 @@ def parse_yaml(text: str, place: str, lines: dict[KeyPath, str] | None = None) -
         raise ValueError(f"{place}: nested too deeply to be settings") from None
     budget = iter(range(LARGEST))
     return _plain(tree, (), place, lines, budget)
+
+
+def _refuse_loops(text: str, place: str, *, several_lines: bool) -> None:
+    """Raise ValueError for an alias inside the block that it names, which the loader takes for null."""
+    around: list[str | None] = []  # anchors of the blocks and lists that are open
+    for event in YAML(typ="rt", pure=True).parse(text):
+        if isinstance(event, CollectionStartEvent):
+            around.append(event.anchor)
+        elif isinstance(event, CollectionEndEvent):
+            around.pop()
+        elif isinstance(event, AliasEvent) and event.anchor in around:
+            at = f"{place}, line {event.start_mark.line + 1}" if several_lines else place
+            raise ValueError(f"{at}: the alias *{event.anchor} stands inside what it names; write the value out")
 
 
 def _yaml_fault(error: Any, place: str, several_lines: bool) -> str:

@@ -180,6 +180,9 @@ RIGHT: list[tuple[str, Any, str]] = [
     ("42", "#### 42", "exact"),
     ("Paris.", "Paris", "exact"),
     ("$1,000", 1000, "exact"),
+    (r"\boxed{2.5\text{ million}}", "2500000", "math"),
+    (r"\boxed{7 months}", "7", "both"),
+    (r"\boxed{1011_{2}}", "1011_2", "both"),
 ]  # fmt: skip
 
 WRONG: list[tuple[str, Any, str]] = [
@@ -265,6 +268,12 @@ WRONG: list[tuple[str, Any, str]] = [
     (r"\boxed{no solution}", "5", "both"),
     ("paris", "Paris", "exact"),
     (r"\boxed{0.5}", r"\frac{1}{2}", "exact"),
+    # --- words that make another number, other bases
+    (r"\boxed{5\text{ million}}", "5", "both"),
+    (r"\boxed{7 tenths}", "7", "both"),
+    (r"\boxed{7 billions}", "7", "both"),
+    (r"\boxed{7 squared}", "7", "both"),
+    (r"\boxed{1011_2}", "1011_8", "both"),
 ]  # fmt: skip
 
 

@@ -243,10 +243,11 @@ def test_a_mistake_in_the_options(options: str, folder: Path, tmp_path: Path, ca
     [
         (b"model: {}\n# caf\xe9\n", "line 2: byte 0xe9 is not UTF-8 text; save the file as UTF-8"),
         ("data: {source: tiny}".encode("utf-16"), "line 1: byte 0xff is not UTF-8 text"),
-        (b"paper: " + b"[" * 500, "nested too deeply"),
+        (b"paper: " + b"[" * 500 + b"]" * 500, "nested too deeply"),
         (LAUGHS, "20,000 values and more are no settings"),
+        (b"paper: {}\nmodel: &m {lora: *m}\n", "line 2: the alias *m stands inside what it names"),
     ],
-    ids=["latin-1", "utf-16", "depth", "laughs"],
+    ids=["latin-1", "utf-16", "depth", "laughs", "loop"],
 )  # fmt: skip
 def test_a_file_that_cannot_be_read(content: bytes, message: str, tmp_path: Path, capsys) -> None:
     (tmp_path / "my.yaml").write_bytes(content)
