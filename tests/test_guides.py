@@ -247,8 +247,8 @@ TROUBLE = read("docs/troubleshooting.md")
 BLOCKS: dict[str, Any] = {"model": ModelConfig, "data": DataConfig, "evaluation": EvalConfig, "train": AEntGRPOConfig}
 WORDS = {  # in backticks, neither metric nor setting
     "[tokens, vocabulary]", "none", "torch", "auto", "HF_HUB_OFFLINE", "AutoTokenizer", "Alarms", "AEntGRPOConfig",
-    "entropy_warmup_steps", "beta", "make", "calibrate", "use_vllm=True needs vLLM", "NonFiniteError", "SyncError",
-    "operator torchvision::nms does not exist",
+    "entropy_warmup_steps", "beta", "make", "calibrate", "eval", "use_vllm=True needs vLLM", "NonFiniteError",
+    "SyncError", "operator torchvision::nms does not exist",
 }  # fmt: skip
 COMMAND = re.compile(r"(HF_HUB_OFFLINE=0 )?(make|python|pip) |--\w")
 
