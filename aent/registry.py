@@ -102,7 +102,10 @@ class Registry(dict[str, T], Generic[T]):
             text = ":".join(text.rsplit(".", 1))
         if ":" in text:
             return text, self._located(text)
-        raise ValueError(f"unknown {self.kind} {given!r}{did_you_mean(given, self)} Known: {', '.join(self._known())}")
+        raise ValueError(
+            f"unknown {self.kind} {given!r}{did_you_mean(given, self)} Known: {', '.join(self._known())}; one of your "
+            "own is module:name"
+        )
 
     def spelling(self, text: str) -> str | None:
         """Return the name as it is registered, or ``None`` for an unknown one."""

@@ -1,6 +1,7 @@
 """Change the library in one place at a time and see whether a test notices.
 
     python tests/mutation.py                                     # everything in TARGETS: hours
+    NUMBA_DISABLE_JIT=1 python tests/mutation.py                 # the compiled kernels, interpreted
     python tests/mutation.py toymdp/bounds.py --sample 50        # a seeded sample
     python tests/mutation.py toymdp/bounds.py --retry            # survivors again, after new tests
 
@@ -21,6 +22,7 @@ import argparse
 import ast
 import contextlib
 import gc
+import hashlib
 import importlib
 import json
 import os
@@ -53,13 +55,14 @@ TARGETS = {
     "toymdp/laws.py": PROPOSITIONS,
     "toymdp/batch.py": LEARNERS,
     "toymdp/learners.py": LEARNERS,
-    "toymdp/kernels.py": LEARNERS,  # interpreted, where NUMBA_DISABLE_JIT=1 is set
+    "toymdp/kernels.py": LEARNERS,  # compiled code is seen by no tracer and cannot be exchanged: interpreted
     "llm/aent_llm/checkpoint.py": ("tests/llm/test_checkpoint.py",),
     "llm/aent_llm/rewards.py": ("tests/llm/test_rewards.py",),
 }
+INTERPRETED = bool(os.environ.get("NUMBA_DISABLE_JIT"))
 LOADED = "numpy scipy.special scipy.stats scipy.optimize hypothesis torch numba pandas joblib jaxtyping beartype tqdm"
 EXAMPLES = 15  # of Hypothesis in the first pass
-LIMIT = 10  # times the traced CPU time of the chosen tests, and LEAST seconds at least
+LIMIT = 4  # times the traced CPU time of the chosen tests, and LEAST seconds at least
 LEAST = 20
 RUN = time.time()
 ALIVE = ("survived", "uncovered")
@@ -281,7 +284,7 @@ def trace(tree: Path, tests: tuple[str, ...], files: list[str]) -> Map:
     coverage = Coverage(data_file=None, include=[str(tree / file) for file in files], config_file=False)
     tracer = Tracer(coverage)
     coverage.start()
-    code = pytest.main(["-q", "-p", "no:cacheprovider", *tests], plugins=[tracer])
+    code = pytest.main(["-q", "-p", "no:cacheprovider", *tests], plugins=[tracer, Interpreter()])
     coverage.stop()
     print(f"traced with exit status {code}: {len(tracer.seconds)} tests")
     lines: dict[str, dict[str, list[str]]] = {}
@@ -310,6 +313,14 @@ def limit_examples(item: Any, examples: int) -> bool:
     few = settings(own, max_examples=min(examples, own.max_examples), phases=[Phase.explicit, Phase.generate])
     getattr(item.obj, "__func__", item.obj)._hypothesis_internal_use_settings = few
     return own.max_examples > examples
+
+
+class Interpreter:
+    """A pytest plugin: the counts of interpreted kernels stay float64, as in compiled ones."""
+
+    def pytest_collection_finish(self) -> None:
+        if INTERPRETED and (kernels := sys.modules.get("toymdp.kernels")):
+            kernels._ONE, kernels._ZERO = 1.0, 0.0  # type: ignore[attr-defined]
 
 
 class Loop:
@@ -356,7 +367,9 @@ def collected(tests: list[str] | tuple[str, ...], work: Callable[[Loop], None]) 
     """Collect test files once and hand the session to ``work``; returns pytest's exit status."""
     sys.dont_write_bytecode = True
     options = ["-q", "-s", "-p", "no:cacheprovider", "--no-header", "--tb=line"]
-    return int(pytest.main([*options, *sorted({test.split("::")[0] for test in tests})], plugins=[Loop(work)]))
+    return int(
+        pytest.main([*options, *sorted({test.split("::")[0] for test in tests})], plugins=[Loop(work), Interpreter()])
+    )
 
 
 def in_child(work: Callable[[], int], log: Path, seconds: float) -> str:
@@ -495,7 +508,8 @@ def load(path: Path) -> dict[str, dict[str, Any]]:
 
 def mapped(tree: Path, file: str, tests: tuple[str, ...], out: Path, anew: bool) -> Map:
     """Trace the tests in a child, or read the map of an earlier run."""
-    path = out / ("map " + " ".join(tests).replace("/", ".") + os.environ.get("NUMBA_DISABLE_JIT", "") + ".json")
+    told = " ".join([*tests, os.environ.get("NUMBA_DISABLE_JIT", "")])
+    path = out / f"map-{hashlib.sha256(told.encode()).hexdigest()[:12]}.json"
     if anew or not path.exists() or file not in json.loads(path.read_text(encoding="utf-8"))["lines"]:
         files = [one for one, own in TARGETS.items() if own == TARGETS[file]]
 
@@ -512,7 +526,8 @@ def mapped(tree: Path, file: str, tests: tuple[str, ...], out: Path, anew: bool)
 def main() -> int:
     """Try mutants and print how many were killed, file by file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("files", nargs="*", default=[*TARGETS], help="of the library (default: all targets)")
+    default = [file for file in TARGETS if (file == "toymdp/kernels.py") == INTERPRETED]
+    parser.add_argument("files", nargs="*", default=default, help="of the library (default: all targets)")
     parser.add_argument("--tests", nargs="+", help="folders or files of tests instead of the target's own")
     parser.add_argument("--sample", type=int, help="mutants tried per file, drawn at random (default: all)")
     parser.add_argument("--seed", type=int, default=0, help="of that draw")

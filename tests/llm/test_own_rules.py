@@ -92,11 +92,17 @@ def test_a_calibration_calls_every_rule_by_its_name() -> None:
     assert [label(rule) for rule in rules] == ["full", "top-k 9", "Tsallis()", "AboveMean()"]
 
 
-def test_a_coefficient_that_is_no_number_stops_the_controller() -> None:
+def test_a_coefficient_or_a_memory_that_is_no_number_stops_the_controller() -> None:
     @dataclass(frozen=True)
     class _Broken(_Lower):
         def _rule(self, state: State, measured: Any) -> tuple[Any, Any]:
             return state.coefficient / 0.0 if measured < 0 else float("nan"), None
 
+    class _Keeps(_Lower):
+        def _rule(self, state: State, measured: Any) -> tuple[Any, Any]:
+            return state.coefficient, {"mean": measured}
+
+    with pytest.raises(ValueError, match=r"memory must be None, a number or an array, got \{'mean'"):
+        _Keeps().update(State(0.1), 0.5)
     with pytest.raises(ValueError, match=r"_Broken\(.*answered a measurement of 0\.5 nats with the coefficient nan"):
         _Broken().update(State(0.1), 0.5)

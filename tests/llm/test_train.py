@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 import random
+import shlex
 import shutil
 import signal
 import subprocess
@@ -345,6 +346,35 @@ def test_a_signal_during_evaluation_ends_the_run_at_once(parts, tmp_path, capsys
 
 def command(path: Path, run: Path, *more: str) -> list[str]:
     return [sys.executable, "-m", "aent_llm", "train", "--config", str(path), "--output", str(run), *more]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("unshare") is None, reason="needs unshare, to mount a small disk")
+def test_a_disk_that_is_full_says_so_in_one_line_and_the_run_goes_on_elsewhere(parts, tmp_path) -> None:
+    """A real one, of a size between one checkpoint and two; then the run is moved to where there is room."""
+    disk, whole = tmp_path / "disk", tmp_path / "whole"
+    disk.mkdir()
+    path = config(parts, tmp_path, max_steps=4, save_steps=2)
+    assert main(["train", "--config", str(path), "--output", str(whole)]) == 0
+    room = 1.5 * sum(one.stat().st_size for one in (whole / "checkpoint-2").iterdir()) // 1024
+    words = " ".join(map(shlex.quote, command(path, disk / "run")))
+    script = (
+        f"mount -t tmpfs -o size={room:.0f}k none {disk} || exit 77; {words}; status=$?; "
+        f"cp -r {disk}/run {tmp_path}/moved; exit $status"
+    )
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": PATHS}
+    done = subprocess.run(
+        ["unshare", "-rm", "sh", "-c", script], env=environment, capture_output=True, text=True, timeout=300
+    )
+    if done.returncode == 77:
+        pytest.skip("may not mount here")
+    assert done.returncode == 2, done.stderr[-3000:]
+    *_, line = done.stderr.splitlines()
+    assert line.startswith(f"aent_llm train: cannot write {disk}/run/checkpoint-4: No space left on device; free some")
+    assert f"last complete checkpoint is {disk}/run/checkpoint-2" in line
+    assert "Traceback" not in done.stderr
+    assert main(["train", "--output", str(tmp_path / "moved"), "--resume"]) == 0
+    assert metrics(tmp_path / "moved") == metrics(whole)
 
 
 @pytest.mark.slow

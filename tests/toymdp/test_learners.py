@@ -281,6 +281,18 @@ def test_draws_follow_the_policy() -> None:
     assert chi(np.full(5, 0.2)) > 100
 
 
+def test_a_draw_never_finds_a_token_of_probability_zero() -> None:
+    """Also at the ends of [0, 1) and at the edge of a block, where the sum so far equals the uniform to the bit."""
+    odds = np.zeros(3 * kernels.BLOCK)
+    odds[[kernels.BLOCK + 3, 2 * kernels.BLOCK + 5]] = 0.5
+    sums = odds.reshape(3, -1).sum(-1)
+    for u, place in ((0.0, kernels.BLOCK + 3), (0.25, kernels.BLOCK + 3), (0.5, 2 * kernels.BLOCK + 5)):
+        assert kernels._draw(odds, sums, u) == place
+    assert kernels._draw(odds, sums, 1 - 2**-53) == 2 * kernels.BLOCK + 5
+    short = np.array([0.25, 0.75])  # less than a block: its last token is the last of all
+    assert [kernels._draw(short, np.ones(1), u) for u in (0.0, 0.2499, 0.25, 1 - 2**-53)] == [0, 0, 1, 1]
+
+
 # ------------------------------------------------------------------------------------------ controllers on a toy MDP
 
 
