@@ -30,7 +30,7 @@ import small
 from aent.controllers import Controller
 from aent.entropy import SUPPORTS
 from aent.runs import Run
-from aent_llm import calibrate, compare, evaluate, sampler, tiny
+from aent_llm import calibrate, compare, evaluate, rewards, sampler, tiny
 from aent_llm.config import AEntGRPOConfig
 from aent_llm.data import DataConfig
 from aent_llm.diagnostics import Alarms
@@ -235,7 +235,7 @@ def test_thresholds_are_those_of_the_code() -> None:
     assert (grid.max_dropped, grid.min_push, grid.min_kept, grid.band) == (0.05, 0.05, 0.99, (0.25, 0.5))
     told = section("Calibration", GLOSSARY)
     assert all(one in told for one in ("at most .05", "under .05", "below 99%", "a quarter to a half"))
-    assert (evaluate.TRUNCATED_SHARE, evaluate.CORRECT, compare.LAST) == (0.1, 0.5, 0.1)
+    assert (evaluate.TRUNCATED_SHARE, rewards.CORRECT_REWARD, compare.LAST) == (0.1, 0.5, 0.1)
     table = section("Training goes wrong", read("docs/troubleshooting.md"))
     assert (Alarms.COLLAPSE, Alarms.EXPLOSION, Alarms.PATIENCE, Alarms.SAME) == (0.05, 3.0, 20, 0.9999)
     assert all(one in table for one in ("below 5% of", "above 3 times", "for 20 steps", "above .9999 for 20 steps"))
@@ -247,8 +247,8 @@ TROUBLE = read("docs/troubleshooting.md")
 BLOCKS: dict[str, Any] = {"model": ModelConfig, "data": DataConfig, "evaluation": EvalConfig, "train": AEntGRPOConfig}
 WORDS = {  # in backticks, neither metric nor setting
     "[tokens, vocabulary]", "none", "torch", "auto", "HF_HUB_OFFLINE", "AutoTokenizer", "Alarms", "AEntGRPOConfig",
-    "entropy_warmup_steps", "beta", "make", "calibrate", "use_vllm=True needs vLLM", "NonFiniteError", "SyncError",
-    "operator torchvision::nms does not exist",
+    "entropy_warmup_steps", "beta", "make", "calibrate", "eval", "use_vllm=True needs vLLM", "NonFiniteError",
+    "SyncError", "operator torchvision::nms does not exist",
 }  # fmt: skip
 COMMAND = re.compile(r"(HF_HUB_OFFLINE=0 )?(make|python|pip) |--\w")
 

@@ -19,7 +19,6 @@ import difflib
 import functools
 import importlib
 import inspect
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -120,13 +119,16 @@ def score_completions(
         token_ids: of each completion.
 
     Returns:
-        One number per completion; None where the reward gives None or NaN.
+        One finite number per completion, or None where the reward gives none.
 
     Raises:
-        ValueError: another number of values than completions, a value that is no number, or an infinite one.
+        ValueError: anything else, as in training (``finite.check_rewards``); the message shows prompt and completion.
     """
-    name = getattr(reward, "__name__", type(reward).__name__)
-    given = reward(
+    from .finite import check_rewards
+
+    faults: list[str] = []
+    checked = check_rewards(reward, getattr(reward, "__name__", type(reward).__name__), faults.append)
+    given = checked(
         prompts=[row["prompt"] for row in rows],
         completions=[
             text if isinstance(row["prompt"], str) else [{"role": "assistant", "content": text}]
@@ -138,22 +140,10 @@ def score_completions(
         log_metric=lambda *_: None,
         **{key: [row[key] for row in rows] for key in rows[0] if key != "prompt"},
     )
-    values = list(asyncio.run(given) if inspect.iscoroutine(given) else given)
-    if len(values) != len(texts):
-        raise ValueError(
-            f"the reward {name} returned {len(values)} values for {len(texts)} completions: expected one each"
-        )
-    return [_score(value, f"the reward {name}, completion {i} ({texts[i][-60:]!r})") for i, value in enumerate(values)]
-
-
-def _score(value: Any, place: str) -> float | None:
-    try:
-        number = math.nan if value is None else float(value)
-    except (TypeError, ValueError):
-        raise ValueError(f"{place}: expected a number or None, got {value!r}") from None
-    if math.isinf(number):
-        raise ValueError(f"{place}: {number}; expected a finite number, or None for a completion to leave out")
-    return None if math.isnan(number) else number
+    values = asyncio.run(given) if inspect.iscoroutine(given) else given
+    if faults:
+        raise ValueError(f"{faults[0]}: expected one finite number, or None, per completion")
+    return [None if value is None else float(value) for value in values]
 
 
 def is_correct(score: float | None) -> bool:

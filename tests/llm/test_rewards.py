@@ -293,9 +293,9 @@ def test_a_reward_is_called_as_trl_calls_it() -> None:
         log_extra("seen", ["x", "y"])
         log_metric("mean", 0.5)
         seen.update(columns, completions=completions, answer=answer)
-        return np.array([0.25, math.nan])
+        return np.array([0.25, 0.5])
 
-    assert scored(reward) == [0.25, None]
+    assert scored(reward) == [0.25, 0.5]
     assert seen == {
         "prompts": [row["prompt"] for row in ROWS],
         "completions": ["one", [{"role": "assistant", "content": "two"}]],
@@ -315,11 +315,15 @@ def test_an_async_reward_is_awaited() -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ([1.0], "the reward given returned 1 values for 2 completions"),
-        ([1.0, math.inf], r"the reward given, completion 1 \('two'\): inf; expected a finite number"),
-        ([-math.inf, 1.0], r"the reward given, completion 0 \('one'\): -inf"),
-        (["x", 1.0], "completion 0 .*expected a number or None, got 'x'"),
-        ([1.0, [2]], r"completion 1 .*expected a number or None, got \[2\]"),
+        ([1.0], "the reward 'given' returned 1 values for 2 completions"),
+        ([1.0, math.inf], r"the reward 'given' returned inf for prompt .*'b'.*, completion .*'two'"),
+        (
+            [-math.inf, 1.0],
+            "the reward 'given' returned -inf for prompt 'a', completion 'one': expected one finite number",
+        ),
+        ([math.nan, 1.0], "the reward 'given' returned nan for prompt 'a'"),
+        (["x", 1.0], "the reward 'given' returned 'x' for prompt 'a'"),
+        ([1.0, [2]], r"the reward 'given' returned \[2\] for prompt .*'b'"),
     ],
 )
 def test_rewards_that_are_no_numbers_are_named(values: list[Any], message: str) -> None:
