@@ -139,8 +139,7 @@ def _train(experiment: Experiment, output: Path, resume: bool, stop: signals.Sto
         keep_freed_memory()
     _check_directory(output, resume)
     with contextlib.ExitStack() as held:
-        if exists := (output / "config.json").is_file():  # to go on with, or a start that came to no step
-            held.enter_context(_only_writer(output))
+        mine = _lock(held, output)  # to go on with, or a start that came to no step
         if resume:
             changes(output, _config(experiment), may_change)
         experiment.batch(int(os.environ.get("WORLD_SIZE", 1)))
@@ -153,10 +152,11 @@ def _train(experiment: Experiment, output: Path, resume: bool, stop: signals.Sto
             _show_log()
         trainer = make_trainer(experiment, model, args, parts)
         trainer.stop = stop
+        mine = mine or _lock(held, output)  # another process may have begun meanwhile
         if _is_main_process():
             trainer.add_callback(RunLog(_open_run(experiment, output, args.seed, resume)))
-        if not exists:
-            held.enter_context(_only_writer(output))
+        if not mine:
+            _lock(held, output)
         trainer.accelerator.wait_for_everyone()  # no rank looks for before.json earlier
         before = _evaluated(trainer, experiment, parts, output / "before.json")
         _go_on(trainer, output, resume)
@@ -298,8 +298,12 @@ def _is_main_process() -> bool:
     return int(os.environ.get("RANK", 0)) == 0
 
 
-def _only_writer(output: Path) -> contextlib.AbstractContextManager[None]:
-    return locked(output) if _is_main_process() else contextlib.nullcontext()
+def _lock(held: contextlib.ExitStack, output: Path) -> bool:
+    """Take the lock of a run that is there, on rank 0; whether one is there."""
+    there = (output / "config.json").is_file()
+    if there and _is_main_process():
+        held.enter_context(locked(output))
+    return there
 
 
 def _config(experiment: Experiment) -> dict[str, Any]:

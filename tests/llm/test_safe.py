@@ -91,7 +91,6 @@ def test_a_gradient_that_is_not_finite_stops_before_the_weights_move(tmp_path, v
     ("settings", "where"),
     [
         ({"entropy_controller": 1e300}, "the gradient .* at step 1 .*were not updated"),
-        ({"learning_rate": math.inf}, "the weights after step 1; .*were not saved"),
         ({"learning_rate": 1e30, "optim": "sgd"}, "(the probabilities that step 2 samples from|step 2)"),
     ],
     ids=str,

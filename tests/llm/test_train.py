@@ -1,5 +1,6 @@
 """The train command end to end on a small local model: what it leaves behind, and that a kill costs nothing."""
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -17,6 +18,7 @@ import yaml
 
 import small
 from aent.runs import Run, locked, read_run
+from aent_llm import train
 from aent_llm.__main__ import main
 from aent_llm.checkpoint import read_checked, write_checked
 
@@ -247,6 +249,23 @@ def test_two_at_a_time_are_refused_and_the_second_is_told_who_is_first(run, caps
         assert f"is in use by process {os.getpid()} on " in refused(run, capsys)
     origin = read_run(run)[1]
     assert origin["resumed"] == []
+
+
+def test_two_that_start_at_the_same_time_do_not_take_each_others_place(parts, tmp_path, capsys, monkeypatch) -> None:
+    """The first makes its directory while the second loads its model; it has no step yet."""
+    path, run, held = config(parts, tmp_path), tmp_path / "run", contextlib.ExitStack()
+    load = train.load_model
+
+    def first_begins(*arguments):
+        Run.create(run, {"by": "the first"}, seed=0)
+        held.enter_context(locked(run))
+        return load(*arguments)
+
+    monkeypatch.setattr(train, "load_model", first_begins)
+    with held:
+        assert main(["train", "--config", str(path), "--output", str(run)]) == 2
+    assert "is in use by process" in capsys.readouterr().err
+    assert read_run(run)[0] == {"by": "the first"}
 
 
 @pytest.mark.parametrize("name", ["metrics.jsonl", "provenance.json"])
