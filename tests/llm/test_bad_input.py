@@ -76,7 +76,7 @@ FILES = {
     "max_steps: 1 -> max_steps: true": "train.max_steps: expected a whole number",
     "max_steps: 1 -> max_steps:": "expected a whole number of at least -1, got null; leave the key out for -1",
     "->   seed: 0.5\n": "line 16: train.seed: expected a whole number of at least 0 and below 4294967296, got 0.5",
-    "->   learning_rate: 3e-4x\n": "line 16: train.learning_rate: expected a number of at least 0 and at most 1e+30, got '3e-4x'",
+    "->   learning_rate: 3e-4x\n": "line 16: train.learning_rate: expected a number of at least 0 and at most 1e+30",
     "->   learning_rate: .inf\n": "train.learning_rate: expected a number of at least 0 and at most 1e+30, got inf",
     "->   beta: .nan\n": "train.beta: expected a number of at least 0, got nan",
     "  controller: 0.1 ->   tile_bytes: 64MB": "entropy.tile_bytes: expected a whole number of at least 1, or null",
