@@ -171,7 +171,6 @@ LINE_2 = r"metrics\.jsonl, line 2 is damaged"
         ("provenance.json", '"seed": 0', '"seed": "0"', r"provenance\.json is damaged"),
     ],
 )
-@pytest.mark.xfail(reason="one message follows the merged settings rule; open")
 def test_a_damaged_file_of_a_comparison_is_named(kept, tmp_path, capsys, name, old, new, told):
     folder = tmp_path / "run"
     shutil.copytree(kept, folder)
