@@ -191,9 +191,8 @@ def changes(
         ValueError: a setting differs that may not; all of them are named.
     """
     saved, origin, _ = read_run(directory)
-    started, given = origin.get("config"), _as_json(config)  # runs of older versions have no such copy
-    edited = differences(saved, given)  # an edit of config.json that would have no effect is refused too
-    found = edited | (differences(started, given) if isinstance(started, dict) else {})
+    started = origin.get("config")  # which runs of older versions have not
+    found = differences(started if isinstance(started, dict) else saved, _as_json(config))
     if refused := [text for key, text in found.items() if not may_change(key)]:
         raise ValueError(
             f"{directory} was started with another config: {'; '.join(refused)}. "
