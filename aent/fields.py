@@ -75,7 +75,7 @@ def is_within(value: Any, range_: str) -> bool:
     return bool(np.all(above & below))
 
 
-def number_from_text(field: dataclasses.Field, value: Any) -> Any:
+def number_from_text(field: dataclasses.Field[Any], value: Any) -> Any:
     """Read text as a number if the field is for numbers and the text is one; return anything else as it is."""
     if not isinstance(value, str) or not _is_numeric(_words(field)):
         return value
@@ -92,7 +92,7 @@ def _are_finite_numbers(value: Any) -> bool:
     return values.dtype.kind in "fiu" and bool(np.all(np.isfinite(values)))
 
 
-def _words(field: dataclasses.Field) -> set[str]:
+def _words(field: dataclasses.Field[Any]) -> set[str]:
     annotation = field.type.__name__ if isinstance(field.type, type) else str(field.type)
     return set(re.findall(r"\w+", annotation))
 

@@ -67,7 +67,9 @@ class Registry(dict[str, T], Generic[T]):
         self, kind: str, entries: Mapping[str, T] | None = None, *, expected: str, accepts: Callable[[Any], bool]
     ):
         super().__init__(entries or {})
-        self.kind, self.expected, self.accepts = kind, expected, accepts
+        self.kind: str = kind
+        self.expected: str = expected
+        self.accepts: Callable[[Any], bool] = accepts
         self._taken = frozenset(self)
 
     def __setitem__(self, name: str, entry: T) -> None:
@@ -144,7 +146,14 @@ class Rules(Registry[type[T]], Generic[T]):
         from_list: what a list in JSON stands for.
     """
 
-    def __init__(self, kind: str, *, expected: str, accepts: Callable[[Any], bool], from_list: Callable = tuple):
+    def __init__(
+        self,
+        kind: str,
+        *,
+        expected: str,
+        accepts: Callable[[Any], bool],
+        from_list: Callable[[list[Any]], Any] = tuple,
+    ):
         super().__init__(kind, expected=expected, accepts=accepts)
         self._from_list = from_list
         self._met: dict[str, type[T]] = {}  # by module and name, also those of a notebook or inside a function
@@ -273,7 +282,7 @@ def _type_name(rule: type) -> str:
     return rule.__name__ if is_ours(rule) else _location(rule)
 
 
-def _options(rule: type) -> list[dataclasses.Field]:
+def _options(rule: type) -> list[dataclasses.Field[Any]]:
     if not dataclasses.is_dataclass(rule):
         raise ValueError(
             f"{_location(rule)} is not a dataclass: write @dataclass(frozen=True) above it, so that its options can be "

@@ -8,7 +8,8 @@
 A directory appears in one rename, complete, so a process killed at any moment leaves nothing or a run to resume. A
 metrics line counts once its newline is written; a torn last line is ignored by readers and cut off by ``resume``.
 NaN and infinities are written as Python's json writes them (``NaN``, ``Infinity``), which strict JSON parsers refuse.
-provenance.json keeps a copy of the config, so that an edit of config.json by hand does not pass for the old settings.
+provenance.json keeps a copy of the config: an edit of config.json by hand neither passes for the old settings nor is
+undone without a word.
 
 A program that goes on with a run holds its lock meanwhile: ``with locked(directory): ...``.
 
@@ -171,8 +172,9 @@ def read_run(directory: str | Path) -> tuple[dict[str, Any], dict[str, Any], lis
     config, origin = (_parsed(texts[name], directory / name) for name in ("config.json", "provenance.json"))
     complete = texts["metrics.jsonl"].split(b"\n")[:-1]  # what follows the last newline is torn, or empty
     metrics = [_parsed(line, f"{directory / 'metrics.jsonl'}, line {i}") for i, line in enumerate(complete, 1)]
-    if not isinstance(origin.get("resumed", []), list) or not isinstance(origin.get("seed"), int | None):
-        raise ValueError(f"{directory / 'provenance.json'} is damaged: expected a list 'resumed', an integer 'seed'")
+    kinds = {"resumed": list, "seed": int | None, "config": dict | None}
+    if wrong := [key for key, kind in kinds.items() if key in origin and not isinstance(origin[key], kind)]:
+        raise ValueError(f"{directory / 'provenance.json'} is damaged: {', '.join(wrong)} of the wrong type")
     return config, origin, metrics
 
 
@@ -182,21 +184,27 @@ def changes(
     """List what ``config`` changes in the run as it was last started: one ``key: saved ..., given ...`` per leaf.
 
     Args:
-        directory: of the run; its provenance.json holds the settings, whatever became of config.json since.
+        directory: of the run; its provenance.json holds the settings that it was started with.
         config: the settings to go on with.
         may_change: whether the setting under a dotted key may become another within one run.
 
     Raises:
         FileNotFoundError, ValueError: as ``read_run``.
-        ValueError: a setting differs that may not; all of them are named.
+        ValueError: a setting differs that may not, or differs in config.json alone; all of them are named.
     """
-    saved, origin, _ = read_run(directory)
-    started = origin.get("config")  # which runs of older versions have not
-    found = differences(started if isinstance(started, dict) else saved, _as_json(config))
+    edited, origin, _ = read_run(directory)
+    started = origin.get("config") or edited  # runs of older versions have no copy
+    found = differences(started, _as_json(config))
     if refused := [text for key, text in found.items() if not may_change(key)]:
         raise ValueError(
             f"{directory} was started with another config: {'; '.join(refused)}. "
             "Resume with the saved settings, or choose a new directory"
+        )
+    undone = differences(started, edited)
+    if refused := [text for key, text in undone.items() if not (key in found or may_change(key))]:
+        raise ValueError(
+            f"{Path(directory) / 'config.json'} was edited after the run began, to no effect: {'; '.join(refused)}. "
+            "Put it back"
         )
     return list(found.values())
 

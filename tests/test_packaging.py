@@ -258,7 +258,6 @@ def test_the_installed_packages_are_those_of_the_wheel_and_typed(installed: Inst
     assert not installed.site_packages.is_relative_to(ROOT)
 
 
-@pytest.mark.xfail(reason="new modules lack some annotations; open")
 def test_a_type_checker_sees_the_types(installed: Installed) -> None:
     """It refuses a package without py.typed, and counts what is annotated."""
     checker = Path(sys.executable).with_name("basedpyright")

@@ -214,14 +214,16 @@ def test_what_may_change_takes_effect_and_is_recorded_and_the_rest_is_refused(tm
     assert changes(tmp_path / "run", {"steps": 9, "rate": 0.1}) == []
 
 
-def test_an_edit_of_config_json_does_not_pass_for_what_the_run_was_started_with(tmp_path):
+def test_an_edit_of_config_json_neither_passes_for_the_old_settings_nor_is_undone_without_a_word(tmp_path):
     Run.create(tmp_path / "run", CONFIG, seed=0)
     edited = {**CONFIG, "drop": 0.5}
     (tmp_path / "run" / "config.json").write_text(json.dumps(edited))
     with pytest.raises(ValueError, match=r"drop: saved 0\.33, given 0\.5"):
         Run.resume(tmp_path / "run", edited)
-    Run.resume(tmp_path / "run", CONFIG)
-    assert read_run(tmp_path / "run")[0] == CONFIG  # put right again
+    with pytest.raises(ValueError, match=r"config\.json was edited .*drop: saved 0\.33, given 0\.5\. Put it back"):
+        Run.resume(tmp_path / "run", CONFIG)
+    Run.resume(tmp_path / "run", CONFIG, lambda key: key == "drop")  # nothing to lose: either value could be given
+    assert read_run(tmp_path / "run")[0] == CONFIG
 
 
 def test_differences_name_leaves_and_take_nan_for_equal():
