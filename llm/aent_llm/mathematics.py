@@ -22,7 +22,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from .answers import Answer
+from .answers import NO_UNIT, UNIT_TEXT, Answer
 
 __all__ = ["equal", "readable"]
 
@@ -124,14 +124,22 @@ os.register_at_fork(after_in_child=_forget_child)
 
 
 # ------------------------------------------------------------------------------------------------------- math and LaTeX
-_RULES = [
+def _repeating(whole: str, start: str, cycle: str, digit: str) -> str:
+    """The fraction of a repeating decimal: 0.1(6) is (16 - 1) / 90."""
+    cycle = cycle or digit
+    bottom = (10 ** len(cycle) - 1) * 10 ** len(start)
+    return rf"\frac{{{int(whole + start + cycle) - int(whole + start)}}}{{{bottom}}}"
+
+
+_RULES: list[tuple[re.Pattern[str], Any]] = [
     (re.compile(r"(?<!\\)%"), r"\\%"),
     (re.compile(r"^([+-]?\d+) (\d+)/(\d+)$"), r"\1\\frac{\2}{\3}"),  # 1 1/2
-    (re.compile(r"(?<![A-Za-z\d.])(\d+(?:\.\d+)?)[eE]([+-]?\d+)$"), r"\1\\times 10^{\2}"),
+    (re.compile(r"(\d+)\.(\d*)\\(?:overline|bar|dot)\s*(?:\{(\d+)\}|(\d))"), lambda found: _repeating(*found.groups(""))),
     *(
         (re.compile(rf"(?<=\d)\s*(?:\\text\s*\{{\s*{word}s?\s*\}}|{word}s?)$"), rf"\\times 10^{{{power}}}")
         for word, power in (("hundred", 2), ("thousand", 3), ("million", 6), ("billion", 9), ("trillion", 12))
     ),
+    (re.compile(UNIT_TEXT), lambda found: f" {found[1]} " if NO_UNIT.match(found[1].strip()) else found[0]),  # math-verify
 ]
 
 

@@ -24,7 +24,7 @@ from typing import Any
 
 from . import mathematics
 from .announcements import announced_answer, completion_text, read_final
-from .answers import other_unit, read_answer, reference_text, same_answer
+from .answers import differ, is_plain, read_answer, reference_text, same_answer
 
 Completion = str | Sequence[dict[str, Any]]
 Reward = Callable[..., list[float | None]]
@@ -92,8 +92,8 @@ def _verified(text: str, reference: str) -> float | None:
     if same_answer(given, expected):
         return 1.0
     if given.is_words and expected.is_words:  # to sympy "listen" is a product, and so equal to "silent"
-        return float(given.value.casefold() == expected.value.casefold())
-    if other_unit(given, expected):
+        return float(given.key.casefold() == expected.key.casefold())
+    if differ(given, expected):
         return 0.0
     return float(mathematics.equal(expected, given, seconds=TIMEOUT_SECONDS))
 
@@ -101,7 +101,8 @@ def _verified(text: str, reference: str) -> float | None:
 @functools.lru_cache(maxsize=8192)
 def parses(reference: str) -> bool:
     """Tell whether ``math_verify`` can read this reference as a formula or a name."""
-    return mathematics.readable(read_final(reference), seconds=TIMEOUT_SECONDS)
+    expected = read_final(reference)
+    return is_plain(expected) or mathematics.readable(expected, seconds=TIMEOUT_SECONDS)
 
 
 def score_completions(
