@@ -3,7 +3,8 @@ r"""Read an answer: its variable, value and unit, freed from the ways of writing
 Math delimiters, ``\text{}``, ``\left``, bold, currency signs, thousands separators and a full stop at the end go away;
 ``-`` is one character. ``announcements`` finds the answer in a text.
 
-Left out: numbers as words ("forty-two", "5 million"), decimal commas.
+Left out: numbers as words ("forty-two", "5 million"), decimal commas, units behind a formula (``2\pi`` cm and
+``2\pi`` m), words of three small letters (``cat`` is a product, and so is ``act``), ``0.333...``.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import re
 from decimal import Decimal
 from typing import Any, NamedTuple
 
-__all__ = ["Answer", "differ", "is_formula", "is_plain", "read_answer", "reference_text", "same_answer"]
+__all__ = ["Answer", "differ", "is_formula", "read_answer", "reference_text", "same_answer"]
 
 LONGEST = 2000  # characters of an answer; a longer one is left as it is
 
@@ -38,15 +39,13 @@ class Answer(NamedTuple):
         """The value as it is compared: ``+042.50`` is ``42.5``, and white space counts between words only."""
         if _DECIMAL.fullmatch(self.value):
             return _plain_decimal(self.value)
-        if self.is_words and not self.value.isupper():
-            return self.value
-        return re.sub(UNIT_TEXT, r"\1", self.value).replace(" ", "")
+        return self.value if self.is_words else re.sub(UNIT_TEXT, r"\1", self.value).replace(" ", "")
 
     @property
     def is_words(self) -> bool:
         """Whether the value is prose, ``no solution``, or a name, ``AB``, rather than a formula such as ``2xy``."""
         return bool(_PROSE.fullmatch(self.value)) and (
-            bool(re.search(r"[A-Za-z]{4}|^[A-Z](?: ?[A-Z])+$", self.value)) or self.value.casefold() in ("yes", "no")
+            bool(re.search(r"[A-Za-z]{4}|^[A-Z]{2,}$", self.value)) or self.value.casefold() in ("yes", "no")
         )
 
 
@@ -97,16 +96,13 @@ _SPELLINGS: list[tuple[re.Pattern[str], str]] = [
         (r"\\[dtc]frac(?![A-Za-z])", r"\\frac"),
         (r"\\frac\s*(\d)", r"\\frac{\1}"),
         (r"(\\frac\s*\{[^{}]*\})\s*(\d)", r"\1{\2}"),
-        (r"\\sqrt\s*([\dA-Za-z])(?![\dA-Za-z])", r"\\sqrt{\1}"),
         (r"([\^_])\{(\w)\}(?!\w)", r"\1\2"),
         (r"^\(\\(?:text|math)(?:bf|rm)?\s*\{([A-H])\}\)", r"(\1)"),
         (r"\{,\}", ","),
         (r"(?<!\\)\\(?:[,;: ]|q?quad(?![A-Za-z]))|~", " "),
         (r"\\varnothing(?![A-Za-z])", r"\\emptyset"),
-        (r"\\leq(?![A-Za-z])", r"\\le"),
-        (r"\\geq(?![A-Za-z])", r"\\ge"),
-        (r"√\s*(\d+|[A-Za-z])", r"\\sqrt{\1}"),
-        (r"√\s*\(([^()]*)\)", r"\\sqrt{\1}"),
+        (r"\\([lg])eq(?![A-Za-z])", r"\\\1e"),
+        (r"(?:√|\\sqrt(?![A-Za-z]))\s*(?:(\d+|[A-Za-z])|\(([^()]*)\))", r"\\sqrt{\1\2}"),
         (r"^[–—](?=[\d.])", "-"),
         (r"^(?:\\approx|\\simeq|\\sim|≈|≃)\s*", ""),
         (r"\\(?:text)?color\s*\{\w+\}", ""),
@@ -123,8 +119,10 @@ _FUNCTIONS = {"and", "sqrt", "sin", "cos", "tan", "cot", "sec", "csc", "log", "e
 _DECIMAL = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)")
 _GROUPED = re.compile(r"([+-]?)(\d{1,3}(?:([, _'])\d{3})(?:\3\d{3})*)(\.\d+)?")
 _SUM = re.compile(r"(?:(?:[^A-Za-z\\=<>!]|\\(?:times|cdot|div|frac)(?![A-Za-z]))*=\s*)+(?=[^=])")
-_CHOICE = re.compile(r"(?:\\(?:text|math)(?:bf|rm)?\{\s*\(?([A-H])[).:]*\s*\}|\(?([A-H])(?:\)|[.:](?=\s)))\s*(?=[\w\\$.-])(.+)")
-VARIABLE = r"(?:[A-Za-z]|\\[A-Za-z]+)(?:_\{?\w+\}?)?(?:\([a-z]\))?'*"
+_CHOICE = re.compile(
+    r"(?:\\(?:text|math)(?:bf|rm)?\{\s*\(?([A-H])[).:]*\s*\}|\(?([A-H])(?:\)|[.:](?=\s)))\s*(?=[\w\\$.-])(.+)"
+)
+VARIABLE = r"(?:[A-Za-z]|\\[A-Za-z]+)(?:_\{?\w+\}?)?(?:\(\w{1,9}\))?'*"
 _ASSIGNED = re.compile(rf"({VARIABLE})\s*(?:=|\\approx(?![A-Za-z]))\s*([^=]+)")
 _UNSIGNED = r"(\d+\.?\d*|\.\d+)"
 _SCIENTIFIC = (  # 3e5, 3 \times 10^5, 10^{-7}
@@ -148,13 +146,13 @@ _QUANTITY = re.compile(
 )
 NO_UNIT = re.compile(  # words that make another number of it, or no number
     r"(?:and|or|to|through|plus|minus|times [a-z]|over|divided|mod|base|sqrt|sin|cos|tan|log|exp|pi|if|is|was|out|with|"
-    r"remainder|less|fewer|than|squared|cubed|factorial|inf|infinity|half|halves|score|(?-i:[eikMBnxyz])|"
-    r"(?:hundred|thousand|million|billion|trillion|dozen)s?|"
-    r"(?:third|quarter|fourth|fifth|sixth|seventh|eighth|ninth|tenth|hundredth|thousandth|millionth)s?)\b|!",
+    r"remainder|less|fewer|more than|than|squared|cubed|doubled|halved|factorial|inf|infinity|half|halves|score|"
+    r"(?:hundred|thousand|[a-z]*illion|dozen|third|quarter|fourth|fifth|sixth|seventh|eighth|ninth|tenth|hundredth|"
+    r"thousandth|[a-z]*illionth)s?|(?-i:[eikMBnxyz]))\b|[!+]",
     re.IGNORECASE,
 )
 _DOTS = re.compile(r"\\[lc]?dots|\.\.\.|…")
-_PLAIN = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+|\d+/0*[1-9]\d*|\\frac\{\d+\}\{0*[1-9]\d*\})|[A-H]")
+PLAIN = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+|\d+/0*[1-9]\d*|\\frac\{\d+\}\{0*[1-9]\d*\})|[A-Za-z]+")
 _BASED = re.compile(r"(\d[\dA-F]*)_\{?(\d+)\}?")  # 1011_2, a numeral with its base
 _UNIT_NAMES = {
     name: unit
@@ -229,20 +227,17 @@ def differ(one: Answer, other: Answer) -> bool:
         return abs(a - b) * 10**6 > min(1, max(abs(a), abs(b)))
     if bool(_DOTS.search(one.value)) != bool(_DOTS.search(other.value)):
         return True
+    if r"\{" in one.value + other.value:
+        return False
     lists = [_elements(one.value), _elements(other.value)]
-    return any(len(set(each)) < len(each) for each in lists) and lists[0] != lists[1] and r"\{" not in one.value + other.value
+    return any(len(set(each)) < len(each) for each in lists) and lists[0] != lists[1]
 
 
 def _elements(value: str) -> list[str]:
     """The parts of a bare list, ``1, 1, 2`` or ``(1,2), (3,4)``, as they are compared, sorted."""
-    flat = re.sub(r"[(\[{][^()\[\]{}]*[)\]}]", lambda group: group[0].replace(",", ";"), value)
+    flat = re.sub(r"[(\[{][^()\[\]{}]*[)\]}]", lambda group: group[0].replace(",", ";"), value[:LONGEST])
     parts = re.split(r",|\\text\s*\{\s*(?:and|or)\s*\}|\b(?:and|or)\b", flat)
     return sorted(_in_parts(part.strip()).key for part in parts if part.strip())
-
-
-def is_plain(answer: Answer) -> bool:
-    """Tell whether a value is a decimal, a fraction of whole numbers or the letter of a choice."""
-    return bool(_PLAIN.fullmatch(answer.key))
 
 
 def is_formula(raw: str) -> bool:
