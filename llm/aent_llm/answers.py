@@ -4,7 +4,8 @@ Math delimiters, ``\text{}``, ``\left``, bold, currency signs, thousands separat
 ``-`` is one character. ``announcements`` finds the answer in a text.
 
 Left out: numbers as words ("forty-two", "5 million"), decimal commas, units behind a formula (``2\pi`` cm and
-``2\pi`` m), words of three small letters (``cat`` is a product, and so is ``act``), ``0.333...``.
+``2\pi`` m), words of three small letters (``cat`` is a product, and so is ``act``), ``0.333...``, an equation against a
+number (math-verify takes its right side, as questions ask for ``x + y`` too).
 """
 
 from __future__ import annotations

@@ -93,8 +93,10 @@ def _verified(text: str, reference: str) -> float | None:
     given = read_answer(announced)
     if same_answer(given, expected):
         return 1.0
-    if given.is_words and expected.is_words:  # to sympy "listen" is a product, and so equal to "silent"
-        return float(given.key.casefold() == expected.key.casefold())
+    alike = given.key.casefold() == expected.key.casefold()
+    words = given.is_words + expected.is_words  # to sympy "listen" is a product, and so equal to "silent"
+    if words == 2 or (words and alike):
+        return float(alike)
     if differ(given, expected):
         return 0.0
     return float(mathematics.equal(expected, given, seconds=TIMEOUT_SECONDS))
@@ -108,7 +110,7 @@ def parses(reference: str) -> bool:
 
 def is_plain(reference: str) -> bool:
     """Tell whether a reference is a decimal, a fraction of whole numbers or one word, which needs no parser."""
-    return bool(PLAIN.fullmatch(read_final(reference).key))
+    return bool(PLAIN.fullmatch(read_final(reference).value))
 
 
 def score_completions(
