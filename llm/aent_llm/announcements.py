@@ -112,7 +112,7 @@ _ASIDE = re.compile(
 )
 _DENIED = re.compile(  # what stands before a box that is not the answer: "is not equal to"
     r"(?:(?<!or )\b(?:not|cannot|never|neither|nor|rather than|instead of)\b|n['’]t\b|\\neq?(?![A-Za-z])|≠)"
-    r"(?:\s+(?:be|equals?|to|is|exactly|simply|just|actually|the|correct|right|answer|value))*[\s$*=\\(\[{]*$",
+    r"(?:\s+(?:be|equals?|to|is|exactly|simply|just|actually|the|correct|right|answer|value))*[\s$*=\\(\[{}]*$",
     re.IGNORECASE,
 )
 _CHOSEN = re.compile(  # "option C is correct", "C is the correct answer"

@@ -152,7 +152,7 @@ NO_UNIT = re.compile(  # words that make another number of it, or no number
     r"thousandth|[a-z]*illionth)s?|(?-i:[eikMBnxyz]))\b|[!+]",
     re.IGNORECASE,
 )
-_DOTS = re.compile(r"\\[lc]?dots|\.\.\.|…")
+_SILENT = re.compile(r"\\[lc]?dots|\.\.\.|…|\d\s*\\text\s*\{(?!\s*(?:and|or|,)\s*\})[^{}]*\}\s*\d")
 PLAIN = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+|\d+/0*[1-9]\d*|\\frac\{\d+\}\{0*[1-9]\d*\})|[A-Za-z]+")
 _BASED = re.compile(r"(\d[\dA-F]*)_\{?(\d+)\}?")  # 1011_2, a numeral with its base
 _UNIT_NAMES = {
@@ -217,7 +217,8 @@ def differ(one: Answer, other: Answer) -> bool:
     """Tell whether two answers differ in what math-verify does not look at.
 
     These are different units that are known, cm and m (squared or not is no matter), or different bases; decimals that
-    do not agree to six places, or to six digits below 1; three dots in one of them; a list that names a value twice.
+    do not agree to six places, or to six digits below 1; three dots or words between numbers (5 feet 3) in only one; a
+    list that names a value twice, but for sets in braces.
     """
     units = {one.unit.partition("^")[0], other.unit.partition("^")[0]}
     known = set(_UNIT_NAMES.values()) - {"%", "°"}
@@ -226,7 +227,7 @@ def differ(one: Answer, other: Answer) -> bool:
     if _DECIMAL.fullmatch(one.key) and _DECIMAL.fullmatch(other.key) and (len(units) == 1 or "%" not in units):
         a, b = Decimal(one.key), Decimal(other.key)
         return abs(a - b) * 10**6 > min(1, max(abs(a), abs(b)))
-    if bool(_DOTS.search(one.value)) != bool(_DOTS.search(other.value)):
+    if bool(_SILENT.search(one.value)) != bool(_SILENT.search(other.value)):
         return True
     if r"\{" in one.value + other.value:
         return False
