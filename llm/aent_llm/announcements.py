@@ -5,13 +5,19 @@ r"""Find the final answer of a completion: one reading for all rewards, for vote
 - ``\boxed{...}``, ``\fbox{...}``, ``\boxed 7``. Boxes with nothing but "and", "or", a comma, white space or ``x =``
   between them are one answer with several parts; else the last box counts. A box without an end or content is none.
 - ``#### ...``, to the end of its line (GSM8K), and ``<answer>...</answer>``.
-- "The answer is ...", "Answer: ...", a heading "Answer" with the answer below it; plain, bold or as a formula.
+- "The answer is ...", "Answer: ...", a heading "Answer" with the answer below it; plain, bold or as a formula. "The
+  correct option", "the final result" and the like are the same as "the answer"; so is "option C is correct", where no
+  other option is called so.
+- Where there is none of these, the sentence that ends the text, if it is "therefore" (thus, hence, so), then a variable
+  alone or "the ...", then "is" or "=", then a number or formula: "Therefore, x = 5."
 
 The last announcement wins, but words ("the answer is clear") give way to any announcement of a number or formula.
-Reasoning in ``<think>...</think>`` announces nothing, and an answer that the text then calls wrong is no answer. A
-number that nobody announces is not an answer either.
+Reasoning in ``<think>...</think>`` announces nothing. An answer that the text then calls wrong is no answer, nor is a
+box behind "is not", "cannot be" or ``\ne``; special tokens such as ``<|im_end|>`` end a line. A number that nobody
+announces is not an answer either.
 
-Left out: announcements in other languages than English.
+Left out: announcements in other languages than English; "not 4 but 5"; "5 is the answer"; a conclusion of another form
+("so she has 5 apples"); a denial with words in between ("it is impossible that the sum is ...").
 
 Every pattern takes time linear in the text.
 """
@@ -75,18 +81,20 @@ _BRACES = re.compile(rf"(?P<box>{_OPENING.pattern})|\\.|[{{}}]", re.DOTALL)  # a
 _BARE_BOX = re.compile(r"\\(?:boxed|fbox)(?:\s+|(?=[\d\\+-]))(\\[dt]?frac\s*(?:\d\d|\{[^{}]*\}\{[^{}]*\})|[^\s\\{}$]+)")
 _JOINER = re.compile(rf"(?:\\text\{{\s*(?:,|and|or)\s*\}}|\\q?quad|\\[()\[\],;: ]|[,;&$\s]|and\b|or\b|{VARIABLE}\s*=)*")
 _THOUGHT = r"think|thinking|thought|thoughts|reasoning"
+_END_TOKEN = re.compile(r"<[|｜][\w▁-]{2,40}[|｜]>|</s>|<(?:eos|pad|end_of_turn)>|\[(?:EOS|PAD)\]", re.IGNORECASE)
 _CLOSED_THOUGHT = re.compile(rf"</(?:{_THOUGHT})>", re.IGNORECASE)
 _OPEN_THOUGHT = re.compile(rf"<(?:{_THOUGHT})>", re.IGNORECASE)
+_NOUN = r"\b(?:ans(?:wers?)?|(?:correct|right|final|best)\ (?:option|choice|result)s?)\b"
 _PHRASE = re.compile(
-    r"""
-      \banswers?\b [^.\n:=?!]{0,80}? \b(?:is|are|was|were|be|becomes|equals|comes\ (?:out\ )?(?:to|as))\b \s* [:=]?
-    | \bans(?:wers?)?\b [*_`)\]\s]{0,4} (?:\([^()\n]{0,40}\))? [*_`]{0,3} \s* [:=]
-    | ^[ \t]* (?:[#]+|[*]{2}) [ \t]* (?:final[ ]|the[ ])* answer [ \t*:]* $
+    rf"""
+      {_NOUN} [^.\n:=?!]{{0,80}}? \b(?:is|are|was|were|be|becomes|equals|comes\ (?:out\ )?(?:to|as))\b \s* [:=]?
+    | {_NOUN} [*_`)\]\s]{{0,4}} (?:\([^()\n]{{0,40}}\))? [*_`]{{0,3}} \s* [:=]
+    | ^[ \t]* (?:[#]+|[*]{{2}}) [ \t]* (?:final[ ]|the[ ])* answer [ \t*:]* $
     """,
     re.IGNORECASE | re.MULTILINE | re.VERBOSE,
 )
 _CONDITION = re.compile(r"\b(?:if|whether|unless|suppose|supposing|assume|assuming)\b[^.,;\n]*$", re.IGNORECASE)
-_DENIAL = re.compile(r"\b(?:not|cannot|never|neither|no longer)\b|n['’]t\b", re.IGNORECASE)
+_DENIAL = re.compile(r"\b(?:not|cannot|never|neither|no longer|(?:might|may|could) be)\b|n['’]t\b", re.IGNORECASE)
 _FILLER = re.compile(
     r"(?:(?:approximately|about|roughly|around|exactly|simply|just|only|indeed|therefore|thus|hence|clearly|actually|"
     r"then|still|equal to|given by|option|choice|\\approx|≈|~)[\s,:]*)*",
@@ -96,14 +104,32 @@ _FORMULA = re.compile(
     r"\$\$(.+?)\$\$|\$(?!\s)((?:\\.|[^$\n\\])+?)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]|\*\*(.+?)\*\*|__(.+?)__", re.DOTALL
 )
 _PRICE = re.compile(r"\d[\d,.]*[\s.,]+[A-Za-z].*|\d[\d,.]*[\s.,]*", re.DOTALL)  # "$18 a day, so $" is no formula
-_AND = re.compile(r"\s*(?:,\s*(?:and|or)\b|,|;|and\b|or\b)\s*")
+_AND = re.compile(r"\s*(?:[,(]\s*(?:and|or)\b|,|;|and\b|or\b)\s*")
 _SENTENCE_END = re.compile(r"""[.!?]+(?=[\s*"'”’)]|$)|\n""")
 _ASIDE = re.compile(
-    r"\s*(?:;|—|:\s|\s[–-]\s+(?=[A-Za-z]{2})|,?\s+\((?=[A-Za-z])|,?\s+(?:because|since|as|which|so|where|when|but|if|for|by|from|not|"
-    r"including|making|meaning|giving|i\.e|e\.g|thus|hence|therefore)\b)"
+    r"\s*(?:;|—|:\s|\s[–-]\s+(?=[A-Za-z]{2})|,?\s+\((?!or\b|and\b)(?=[A-Za-z])|,?\s+(?:because|"
+    r"since|as|which|so|where|when|but|if|for|by|from|not|including|making|meaning|giving|i\.e|e\.g|thus|hence|therefore)\b)"
+)
+_DENIED = re.compile(  # what stands before a box that is not the answer: "is not equal to"
+    r"(?:(?<!or )\b(?:not|cannot|never|neither|nor|rather than|instead of)\b|n['’]t\b|\\neq?(?![A-Za-z])|≠)"
+    r"(?:\s+(?:be|equals?|to|is|exactly|simply|just|actually|the|correct|right|answer|value))*[\s$*=\\(\[{}]*$",
+    re.IGNORECASE,
+)
+_CHOSEN = re.compile(  # "option C is correct", "C is the correct answer"
+    r"(\b(?:option|choice)\s+)?(?<![\w-])[*(]{0,3}(?-i:([A-J]))[*)]{0,3}\s+is\s+(?:the\s+)?(?:correct|right|best)\b"
+    r"(?(1)|\s+(?:answer|option|choice)\b)(?!-|\s*(?:only|if|\?))",
+    re.IGNORECASE,
+)
+_CONCLUSION = re.compile(
+    rf"""\b(?:therefore|thus|hence|so|consequently)\b [,:*]* \s+ (?:we\ (?:have|get|find|conclude)\ )? (?:that\ )?
+      [\s$\\(\[*]* (?: (?P<named>{VARIABLE}) [\s$\\)*]* (?:=|(?<![A-Za-z])(?:is|equals)\s)
+        | (?:the|there|his|her|their|its|\w+['’]s)\b (?:[^.!?;:=<>\n]{{0,80}}?\s)?? (?:is|are|was|were|equals)\s )
+      \s* (?P<value>(?:[^.!?;<>\n]|\.(?=\d))+) \s* (?:\.|\$|\\[)\]]|\*\*) [\s.$*\\)\]]*$""",
+    re.IGNORECASE | re.VERBOSE,
 )
 _WITHDRAWAL = re.compile(
-    r"\b(?:that|this|it|which|answer)(?:['’]s|\s+is|\s+was)\s+(?:wrong|incorrect|not\s+(?:right|correct)|a\s+mistake)\b",
+    r"(?:\b(?:that|this|it|which|answer)|^[\s$*)\]\\]*)(?:['’]s|\s*\bis|\s*\bwas)\s+"
+    r"(?:wrong|incorrect|not\s+(?:right|correct|the\s+answer)|a\s+mistake)\b",
     re.IGNORECASE,
 )
 
@@ -118,12 +144,11 @@ def announced_answer(text: str) -> str | None:
         ('1, 2', None)
     """
     text = _said(text)
-    found = [one for one in (_last_box(text), _last_hash(text), _last_tag(text), _last_phrase(text)) if one]
+    found = [one for find in (_last_box, _last_hash, _last_tag, _last_phrase, _chosen) if (one := find(text))]
     if not found:
-        return None
+        return _conclusion(text)
     last = max(found, key=lambda one: (is_formula(one.raw), one.start))
-    withdrawn = _WITHDRAWAL.search(text, last.end, last.end + 200)
-    return None if withdrawn else last.raw
+    return None if _WITHDRAWAL.search(text[last.end : last.end + 200]) else last.raw
 
 
 def final_answer(text: str) -> str:
@@ -184,7 +209,8 @@ def hash_answer(text: str) -> str | None:
 
 
 def _said(text: str) -> str:
-    """The text without the model's reasoning, of which it may have written the start only."""
+    """The text without special tokens and the model's reasoning, of which it may have written the start only."""
+    text = _END_TOKEN.sub("\n", text)
     ends = [closed.end() for closed in _CLOSED_THOUGHT.finditer(text)]
     text = text[ends[-1] :] if ends else text
     opened = _OPEN_THOUGHT.search(text)
@@ -205,18 +231,23 @@ def _boxes(text: str) -> list[_Found]:
 
 
 def _last_box(text: str) -> _Found | None:
-    """The last box with the boxes that belong to the same answer."""
+    """The last box that is not denied, with the boxes that belong to the same answer."""
     boxes = sorted(box for box in _boxes(text) if box.raw)
-    if not boxes:
-        return None
-    first = last = boxes.pop()
-    parts = [last.raw]
-    while boxes and boxes[-1].end <= first.start <= boxes[-1].end + 80:
-        if not _JOINER.fullmatch(text, boxes[-1].end, first.start):
-            break
-        first = boxes.pop()
-        parts.append(first.raw)
-    return _Found(first.start, last.end, ", ".join(dict.fromkeys(reversed(parts))))
+    denied: set[str] = set()
+    while boxes:
+        first = last = boxes.pop()
+        parts = [last.raw]
+        while boxes and boxes[-1].end <= first.start <= boxes[-1].end + 80:
+            if not _JOINER.fullmatch(text, boxes[-1].end, first.start):
+                break
+            first = boxes.pop()
+            parts.append(first.raw)
+        answer = ", ".join(dict.fromkeys(reversed(parts)))
+        if _DENIED.search(text[max(0, first.start - 60) : first.start]):
+            denied.add(answer)
+        elif answer not in denied:
+            return _Found(first.start, last.end, answer)
+    return None
 
 
 def _last_hash(text: str) -> _Found | None:
@@ -248,6 +279,22 @@ def _last_phrase(text: str) -> _Found | None:
             return found
         words = words or (found if found and found.raw else None)
     return words
+
+
+def _chosen(text: str) -> _Found | None:
+    """The letter of "option C is correct", where no other letter is called so."""
+    chosen = _CHOSEN.finditer(text)
+    found = [one for one in chosen if not _CONDITION.search(text, max(0, one.start() - 40), one.start())]
+    letters = {one[2] for one in found}
+    return _Found(found[-1].start(), found[-1].end(), letters.pop()) if len(letters) == 1 else None
+
+
+def _conclusion(text: str) -> str | None:
+    """The number or formula that the last sentence draws with "therefore": of a variable alone, or of "the ..."."""
+    found = _CONCLUSION.search(text.rstrip()[-300:])
+    if not found or _DENIAL.search(found[0]) or not is_formula(found["value"]):
+        return None
+    return f"{found['named']} = {found['value']}" if found["named"] else found["value"]
 
 
 def _phrase_value(text: str, at: int) -> _Found | None:

@@ -3,7 +3,9 @@ r"""Read an answer: its variable, value and unit, freed from the ways of writing
 Math delimiters, ``\text{}``, ``\left``, bold, currency signs, thousands separators and a full stop at the end go away;
 ``-`` is one character. ``announcements`` finds the answer in a text.
 
-Left out: numbers as words ("forty-two", "5 million"), decimal commas.
+Left out: numbers as words ("forty-two", "5 million"), decimal commas, units behind a formula (``2\pi`` cm and
+``2\pi`` m), words of three small letters (``cat`` is a product, and so is ``act``), ``0.333...``, an equation against a
+number (math-verify takes its right side, as questions ask for ``x + y`` too).
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import re
 from decimal import Decimal
 from typing import Any, NamedTuple
 
-__all__ = ["Answer", "is_formula", "other_unit", "read_answer", "reference_text", "same_answer"]
+__all__ = ["Answer", "differ", "is_formula", "read_answer", "reference_text", "same_answer"]
 
 LONGEST = 2000  # characters of an answer; a longer one is left as it is
 
@@ -38,13 +40,13 @@ class Answer(NamedTuple):
         """The value as it is compared: ``+042.50`` is ``42.5``, and white space counts between words only."""
         if _DECIMAL.fullmatch(self.value):
             return _plain_decimal(self.value)
-        return self.value if self.is_words else re.sub(_UNIT_TEXT, r"\1", self.value).replace(" ", "")
+        return self.value if self.is_words else re.sub(UNIT_TEXT, r"\1", self.value).replace(" ", "")
 
     @property
     def is_words(self) -> bool:
-        """Whether the value is prose, ``no solution``, rather than a formula such as ``2xy``."""
+        """Whether the value is prose, ``no solution``, or a name, ``AB``, rather than a formula such as ``2xy``."""
         return bool(_PROSE.fullmatch(self.value)) and (
-            bool(re.search(r"[A-Za-z]{4}", self.value)) or self.value.casefold() in ("yes", "no")
+            bool(re.search(r"[A-Za-z]{4}|^[A-Z]{2,}$", self.value)) or self.value.casefold() in ("yes", "no")
         )
 
 
@@ -82,7 +84,7 @@ _CHARACTERS = str.maketrans(
         **dict.fromkeys("\u00a0\u2002\u2003\u2007\u2009\u202f", " "),
         **{chr(0xFF10 + digit): str(digit) for digit in range(10)},
         "×": r"\times ", "÷": r"\div ", "·": r"\cdot ", "⋅": r"\cdot ", "≤": r"\le ", "≥": r"\ge ", "≠": r"\ne ",
-        "π": r"\pi ", "∞": r"\infty ", "∪": r"\cup ", "∩": r"\cap ", "∅": r"\emptyset ", "°": r"^\circ ",
+        "π": r"\pi ", "±": r"\pm ", "∞": r"\infty ", "∪": r"\cup ", "∩": r"\cap ", "∅": r"\emptyset ", "°": r"^\circ ",
         "²": "^2", "³": "^3", "½": r"\frac{1}{2}", "¼": r"\frac{1}{4}", "¾": r"\frac{3}{4}", "％": "%",
     }
 )  # fmt: skip
@@ -93,14 +95,15 @@ _SPELLINGS: list[tuple[re.Pattern[str], str]] = [
         (r"^[*_=`\"“”]+|[*_=`\"“”]+$|</?(?:b|strong|i|em)>", ""),
         (r"\\(?:left|right|displaystyle|textstyle)(?![A-Za-z])|(?<!\\)\\!", ""),
         (r"\\[dtc]frac(?![A-Za-z])", r"\\frac"),
-        (r"\\frac\s*(\d)\s*(\d)", r"\\frac{\1}{\2}"),
+        (r"\\frac\s*(\d)", r"\\frac{\1}"),
+        (r"(\\frac\s*\{[^{}]*\})\s*(\d)", r"\1{\2}"),
+        (r"([\^_])\{(\w)\}(?!\w)", r"\1\2"),
+        (r"^\(\\(?:text|math)(?:bf|rm)?\s*\{([A-H])\}\)", r"(\1)"),
         (r"\{,\}", ","),
         (r"(?<!\\)\\(?:[,;: ]|q?quad(?![A-Za-z]))|~", " "),
         (r"\\varnothing(?![A-Za-z])", r"\\emptyset"),
-        (r"\\leq(?![A-Za-z])", r"\\le"),
-        (r"\\geq(?![A-Za-z])", r"\\ge"),
-        (r"√\s*(\d+|[A-Za-z])", r"\\sqrt{\1}"),
-        (r"√\s*\(([^()]*)\)", r"\\sqrt{\1}"),
+        (r"\\([lg])eq(?![A-Za-z])", r"\\\1e"),
+        (r"(?:√|\\sqrt(?![A-Za-z]))\s*(?:(\d+|[A-Za-z])|\(([^()]*)\))", r"\\sqrt{\1\2}"),
         (r"^[–—](?=[\d.])", "-"),
         (r"^(?:\\approx|\\simeq|\\sim|≈|≃)\s*", ""),
         (r"\\(?:text)?color\s*\{\w+\}", ""),
@@ -117,30 +120,40 @@ _FUNCTIONS = {"and", "sqrt", "sin", "cos", "tan", "cot", "sec", "csc", "log", "e
 _DECIMAL = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)")
 _GROUPED = re.compile(r"([+-]?)(\d{1,3}(?:([, _'])\d{3})(?:\3\d{3})*)(\.\d+)?")
 _SUM = re.compile(r"(?:(?:[^A-Za-z\\=<>!]|\\(?:times|cdot|div|frac)(?![A-Za-z]))*=\s*)+(?=[^=])")
-_CHOICE = re.compile(r"(?:\\text(?:bf|rm)?\{\s*\(?([A-H])[).]*\s*\}|\(?([A-H])(?:\)|[.:](?=\s)))\s*(?=[\w\\$.-])(.+)")
-VARIABLE = r"(?:[A-Za-z]|\\[A-Za-z]+)(?:_\{?\w+\}?)?(?:\([a-z]\))?'*"
-_ASSIGNED = re.compile(rf"({VARIABLE})\s*=\s*([^=]+)")
-_NUMBER = (
-    r"[+-]?\s*(?:\d[\d,]*(?:[ ]\d{3})*(?:\.\d+)?|\.\d+)(?:[ ]?\d+/\d+|/\d+)?|[+-]?\d*\s*\\frac\{[^{}]*\}\{[^{}]*\}"
+_CHOICE = re.compile(
+    r"(?:\\(?:text|math)(?:bf|rm)?\{\s*\(?([A-H])[).:]*\s*\}|\(?([A-H])(?:\)|[.:](?=\s)))\s*(?=[\w\\$.-])(.+)"
 )
-_POWER = r"\s*\^\s*\{?[23]\}?"
-_UNIT_TEXT = r"\\(?:text|textrm|mathrm|mbox|operatorname)\s*\{([^{}]*)\}"
+VARIABLE = r"(?:[A-Za-z]|\\[A-Za-z]+)(?:_\{?\w+\}?)?(?:\(\w{1,9}\))?'*"
+_ASSIGNED = re.compile(rf"({VARIABLE})\s*(?:=|\\approx(?![A-Za-z]))\s*([^=]+)")
+_UNSIGNED = r"(\d+\.?\d*|\.\d+)"
+_SCIENTIFIC = (  # 3e5, 3 \times 10^5, 10^{-7}
+    rf"([+-]?)(?:{_UNSIGNED}[eE]|(?:{_UNSIGNED}\s*(?:\\times|\\cdot|[x*])\s*)?10\s*\^\s*\{{?)([+-]?\d{{1,3}})\}}?"
+)
+_NUMBER = (
+    _SCIENTIFIC
+    + r"|[+-]?\s*(?:\d[\d,]*(?:[ ]\d{3})*(?:\.\d+)?|\.\d+)(?:[ ]?\d+/\d+|/\d+)?|[+-]?\d*\s*\\frac\{[^{}]*\}\{[^{}]*\}"
+)
+_POWER = r"\s*\^\s*\{?-?[123]\}?"
+UNIT_TEXT = r"\\(?:text|textrm|mathrm|mbox|operatorname)\s*\{([^{}]*)\}"
 _QUANTITY = re.compile(
     rf"""(?P<number>{_NUMBER}) (?P<unit>
         \s* (?: \\?% | \^\s*\{{?\s*\\circ\s*\}}?\s*(?:[CF]\b)? | \\degree | [€£¥₹¢] )
-      | (?: \s* {_UNIT_TEXT.replace("(", "(?:").replace("(?:?:", "(?:")} (?:{_POWER})? \s* [/·]? )+
+      | (?: \s* {UNIT_TEXT.replace("(", "(?:").replace("(?:?:", "(?:")} (?:{_POWER})? \s* [/·]? )+
       | \s+ (?:(?:[A-Za-z]{{3,}}|cm|mm|dm|km|kg|mg|ml|mL|ft|in|mi|hr|lb|oz|am|pm|of|[mghsLl])\b)
             (?:[\s/.'-]+ [A-Za-z]+ | {_POWER})*
       | (?:cm|mm|km|kg|mg|ml|mL|ft|lbs?|oz|mph|km/h|m/s|hrs?|mins?|secs?|years?|days?|hours?) (?:{_POWER})?
     )""",
     re.VERBOSE,
 )
-_NO_UNIT = re.compile(  # words that make another number of it, or no number
-    r"(?:and|or|to|through|plus|minus|times|over|divided|mod|base|sqrt|sin|cos|tan|log|exp|pi|if|is|was|out|with|remainder|"
-    r"less|fewer|than|squared|cubed|factorial|inf|infinity|half|halves|(?:hundred|thousand|million|billion|trillion|dozen)s?|"
-    r"(?:third|quarter|fourth|fifth|sixth|seventh|eighth|ninth|tenth|hundredth|thousandth|millionth)s?)\b",
+NO_UNIT = re.compile(  # words that make another number of it, or no number
+    r"(?:and|or|to|through|plus|minus|times [a-z]|over|divided|mod|base|sqrt|sin|cos|tan|log|exp|pi|if|is|was|out|with|"
+    r"remainder|less|fewer|more than|than|squared|cubed|doubled|halved|factorial|inf|infinity|half|halves|score|"
+    r"(?:hundred|thousand|[a-z]*illion|dozen|third|quarter|fourth|fifth|sixth|seventh|eighth|ninth|tenth|hundredth|"
+    r"thousandth|[a-z]*illionth)s?|(?-i:[eikMBnxyz]))\b|[!+]",
     re.IGNORECASE,
 )
+_SILENT = re.compile(r"\\[lc]?dots|\.\.\.|…|\d\s*\\text\s*\{(?!\s*(?:and|or|,)\s*\})[^{}]*\}\s*\d")
+PLAIN = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+|\d+/0*[1-9]\d*|\\frac\{\d+\}\{0*[1-9]\d*\})|[A-Za-z]+")
 _BASED = re.compile(r"(\d[\dA-F]*)_\{?(\d+)\}?")  # 1011_2, a numeral with its base
 _UNIT_NAMES = {
     name: unit
@@ -190,21 +203,43 @@ def _in_parts(text: str) -> Answer:
     unit = ""
     if based := _BASED.fullmatch(value):
         value, unit = based[1], f"base {based[2]}"
-    elif quantity and not _NO_UNIT.match(re.sub(_UNIT_TEXT, r"\1", quantity["unit"]).strip()):
+    elif quantity and not NO_UNIT.match(re.sub(UNIT_TEXT, r"\1", quantity["unit"]).strip()):
         value, unit = quantity["number"].strip(), _unit_name(quantity["unit"])
+    if scientific := re.fullmatch(_SCIENTIFIC, value):
+        sign, short, long, exponent = scientific.groups()
+        value = _plain_decimal(format(Decimal(f"{sign}{short or long or 1}e{exponent}"), "f"))
     if grouped := _GROUPED.fullmatch(value):
         value = grouped[1] + re.sub(r"[, _']", "", grouped[2]) + (grouped[4] or "")
     return Answer(variable, value, unit)
 
 
-def other_unit(one: Answer, other: Answer) -> bool:
-    """Tell whether two answers are in different units that are known, cm and m, or in different bases.
+def differ(one: Answer, other: Answer) -> bool:
+    """Tell whether two answers differ in what math-verify does not look at.
 
-    Squared or not is no matter.
+    These are different units that are known, cm and m (squared or not is no matter), or different bases; decimals that
+    do not agree to six places, or to six digits below 1; three dots or words between numbers (5 feet 3) in only one; a
+    list that names a value twice, but for sets in braces.
     """
     units = {one.unit.partition("^")[0], other.unit.partition("^")[0]}
     known = set(_UNIT_NAMES.values()) - {"%", "°"}
-    return len(units) == 2 and all(unit in known or unit.startswith("base ") for unit in units)
+    if len(units) == 2 and all(unit in known or unit.startswith("base ") for unit in units):
+        return True
+    if _DECIMAL.fullmatch(one.key) and _DECIMAL.fullmatch(other.key) and (len(units) == 1 or "%" not in units):
+        a, b = Decimal(one.key), Decimal(other.key)
+        return abs(a - b) * 10**6 > min(1, max(abs(a), abs(b)))
+    if bool(_SILENT.search(one.value)) != bool(_SILENT.search(other.value)):
+        return True
+    if r"\{" in one.value + other.value:
+        return False
+    lists = [_elements(one.value), _elements(other.value)]
+    return any(len(set(each)) < len(each) for each in lists) and lists[0] != lists[1]
+
+
+def _elements(value: str) -> list[str]:
+    """The parts of a bare list, ``1, 1, 2`` or ``(1,2), (3,4)``, as they are compared, sorted."""
+    flat = re.sub(r"[(\[{][^()\[\]{}]*[)\]}]", lambda group: group[0].replace(",", ";"), value[:LONGEST])
+    parts = re.split(r",|\\text\s*\{\s*(?:and|or)\s*\}|\b(?:and|or)\b", flat)
+    return sorted(_in_parts(part.strip()).key for part in parts if part.strip())
 
 
 def is_formula(raw: str) -> bool:
@@ -269,7 +304,7 @@ def closes(text: str, start: int) -> int:
 
 def _unit_name(unit: str) -> str:
     """A unit in lower case, without LaTeX."""
-    name = re.sub(r"[{}\\\s]+", " ", re.sub(_UNIT_TEXT, r"\1", unit)).strip(" .").lower()
+    name = re.sub(r"[{}\\\s]+", " ", re.sub(UNIT_TEXT, r"\1", unit)).strip(" .").lower()
     name = re.sub(r"\^ ?circ ?", "°", name)
     base, power, rest = name.partition("^")
     return _UNIT_NAMES.get(base.strip(), base) + power + rest

@@ -21,9 +21,11 @@ from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from tqdm.auto import tqdm
+
 from .announcements import boxed_answer, hash_answer
 from .answers import reference_text
-from .rewards import did_you_mean, parses
+from .rewards import did_you_mean, is_plain, parses
 from .schema import Count, NaturalNumber, check_fields, setting, short
 
 if TYPE_CHECKING:
@@ -33,7 +35,7 @@ if TYPE_CHECKING:
 LOCAL_SUFFIXES = (".jsonl", ".parquet")
 OTHER_SUFFIXES = (".json", ".csv", ".tsv", ".txt", ".gz")  # files that would be mistaken for hub ids
 TINY_COUNT = 2048
-PARALLEL_FROM = 2000  # distinct answers; LaTeX takes about 5 ms each
+PARALLEL_FROM = 500  # distinct answers that are not plain; LaTeX takes about 10 ms each
 
 
 @dataclass(frozen=True)
@@ -431,8 +433,11 @@ def check_problems(
 def _unread_answers(problems: Dataset) -> dict[int, str]:
     answers = list(problems["answer"])
     distinct = list(dict.fromkeys(filter(None, answers)))
-    parallel = len(distinct) >= PARALLEL_FROM
-    unread = _unread_in_parallel(distinct) if parallel else {answer for answer in distinct if not parses(answer)}
+    hard = [answer for answer in distinct if not is_plain(answer)]
+    if len(hard) >= PARALLEL_FROM:
+        unread = _unread_in_parallel(hard)
+    else:
+        unread = {answer for answer in tqdm(hard, desc="parsing answers", delay=2) if not parses(answer)}
     return {
         index: f"row {index}, column 'answer': math_verify cannot parse {short(answer)} (is it a whole solution? "
         "data.answer_extract reads the answer from one; is it words? the reward exact_match compares them)"

@@ -22,7 +22,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from .answers import Answer
+from .answers import NO_UNIT, UNIT_TEXT, Answer
 
 __all__ = ["equal", "readable"]
 
@@ -124,14 +124,23 @@ os.register_at_fork(after_in_child=_forget_child)
 
 
 # ------------------------------------------------------------------------------------------------------- math and LaTeX
-_RULES = [
+def _repeating(decimal: re.Match[str]) -> str:
+    r"""The fraction of a repeating decimal: 0.1\overline{6} is (16 - 1) / 90."""
+    whole, start, cycle = decimal[1], decimal[2], decimal[3] or decimal[4]
+    bottom = (10 ** len(cycle) - 1) * 10 ** len(start)
+    return rf"\frac{{{int(whole + start + cycle) - int(whole + start or 0)}}}{{{bottom}}}"
+
+
+_RULES: list[tuple[re.Pattern[str], Any]] = [
     (re.compile(r"(?<!\\)%"), r"\\%"),
     (re.compile(r"^([+-]?\d+) (\d+)/(\d+)$"), r"\1\\frac{\2}{\3}"),  # 1 1/2
-    (re.compile(r"(?<![A-Za-z\d.])(\d+(?:\.\d+)?)[eE]([+-]?\d+)$"), r"\1\\times 10^{\2}"),
+    (re.compile(r"(?<!\d)(\d*)\.(\d*)\\(?:overline|bar|dot)\s*(?:\{(\d+)\}|(\d))"), _repeating),
     *(
         (re.compile(rf"(?<=\d)\s*(?:\\text\s*\{{\s*{word}s?\s*\}}|{word}s?)$"), rf"\\times 10^{{{power}}}")
         for word, power in (("hundred", 2), ("thousand", 3), ("million", 6), ("billion", 9), ("trillion", 12))
     ),
+    (re.compile(UNIT_TEXT), lambda found: f" {found[1]} " if NO_UNIT.match(found[1].strip()) else found[0]),  # drops it
+    (re.compile(r"(?<![A-Za-z\\{])([A-Z])([A-Z]+)(?![A-Za-z])"), r"\1_{\2}"),  # ABC is a name, no product
 ]
 
 

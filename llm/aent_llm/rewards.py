@@ -24,7 +24,7 @@ from typing import Any
 
 from . import mathematics
 from .announcements import announced_answer, completion_text, read_final
-from .answers import other_unit, read_answer, reference_text, same_answer
+from .answers import PLAIN, differ, read_answer, reference_text, same_answer
 
 Completion = str | Sequence[dict[str, Any]]
 Reward = Callable[..., list[float | None]]
@@ -38,13 +38,14 @@ def exact_match(completions: Sequence[Completion], answer: Sequence[Any], **kwar
     r"""Return 1 where the final answer is the reference as text, else 0; None where there is no reference.
 
     A completion that announces no answer is all answer. Ways of writing that ``answers.read_answer`` removes do not
-    matter, nor does a unit that one side leaves out; a decimal number counts by its value (42.0 is 42). 1/2 is not 0.5
-    here: that is what ``math_verify`` is for. The reference may be the bare answer or a whole solution that ends in
+    matter, nor does a unit that one side leaves out. A decimal number counts by its value, so 42.0 is 42, and the
+    reference 1e-7 is met by ``1e-7``, ``10^{-7}`` and ``0.0000001``; True is met by ``True`` only. 1/2 is not 0.5 here:
+    that is what ``math_verify`` is for. The reference may be the bare answer or a whole solution that ends in
     ``#### 42`` or ``\boxed{42}``.
 
     Examples:
-        >>> exact_match(["6 * 7 = 42\n#### 42", "#### 41", "42"], ["#### 42", 42, 42.0])
-        [1.0, 0.0, 1.0]
+        >>> exact_match(["6 * 7 = 42\n#### 42", "#### 41", "42", r"\boxed{10^{-7}}"], ["#### 42", 42, 42.0, 1e-7])
+        [1.0, 0.0, 1.0, 1.0]
     """
     pairs = zip(completions, map(reference_text, answer), strict=True)
     return [None if expected is None else _matched(completion_text(text), expected) for text, expected in pairs]
@@ -55,8 +56,9 @@ def math_verify(completions: Sequence[Completion], answer: Sequence[Any], **kwar
 
     A completion that announces no answer (see ``announcements``) earns nothing: a number that merely stands somewhere,
     as where the length limit cut the completion off, is none. Fractions, decimals, sets, intervals and matrices are
-    compared by value, words without regard to case. A unit matters only where both answers have one and it is
-    a common one: 5 cm is not 5 m, but 5.
+    compared by value; words, and names of several capital letters, as text without regard to case. Decimals are equal
+    that agree to six places, or to six digits below 1; ``1,1,2`` is not ``1,2``, but ``\{1,1,2\}`` is ``\{1,2\}``. A
+    unit matters only where both answers have one and it is a common one: 5 cm is not 5 m, but 5.
 
     A parse or a comparison is given up after ``TIMEOUT_SECONDS``, and counts as wrong; it runs in a process of its own.
 
@@ -91,9 +93,11 @@ def _verified(text: str, reference: str) -> float | None:
     given = read_answer(announced)
     if same_answer(given, expected):
         return 1.0
-    if given.is_words and expected.is_words:  # to sympy "listen" is a product, and so equal to "silent"
-        return float(given.value.casefold() == expected.value.casefold())
-    if other_unit(given, expected):
+    alike = given.key.casefold() == expected.key.casefold()
+    words = given.is_words + expected.is_words  # to sympy "listen" is a product, and so equal to "silent"
+    if words == 2 or (words and alike):
+        return float(alike)
+    if differ(given, expected):
         return 0.0
     return float(mathematics.equal(expected, given, seconds=TIMEOUT_SECONDS))
 
@@ -101,7 +105,12 @@ def _verified(text: str, reference: str) -> float | None:
 @functools.lru_cache(maxsize=8192)
 def parses(reference: str) -> bool:
     """Tell whether ``math_verify`` can read this reference as a formula or a name."""
-    return mathematics.readable(read_final(reference), seconds=TIMEOUT_SECONDS)
+    return is_plain(reference) or mathematics.readable(read_final(reference), seconds=TIMEOUT_SECONDS)
+
+
+def is_plain(reference: str) -> bool:
+    """Tell whether a reference is a decimal, a fraction of whole numbers or one word, which needs no parser."""
+    return bool(PLAIN.fullmatch(read_final(reference).value))
 
 
 def score_completions(

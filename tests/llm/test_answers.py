@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from decimal import Decimal
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -15,10 +16,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aent_llm import tiny
+from aent_llm import mathematics, tiny
 from aent_llm.announcements import announced_answer, completion_text, final_answer, voted_answer
-from aent_llm.answers import read_answer, reference_text, same_answer
-from aent_llm.rewards import Reward, exact_match, math_verify
+from aent_llm.answers import differ, read_answer, reference_text, same_answer
+from aent_llm.rewards import Reward, exact_match, is_plain, math_verify, parses
 
 REWARDS: dict[str, list[Reward]] = {
     "both": [math_verify, exact_match], "math": [math_verify], "exact": [exact_match],
@@ -183,6 +184,97 @@ RIGHT: list[tuple[str, Any, str]] = [
     (r"\boxed{2.5\text{ million}}", "2500000", "math"),
     (r"\boxed{7 months}", "7", "both"),
     (r"\boxed{1011_{2}}", "1011_2", "both"),
+    # --- a box that is denied leaves the one before
+    (r"\boxed{3} is right. The answer is not \boxed{4}", "3", "both"),
+    (r"The answer is \boxed{4}, not \boxed{3}.", "4", "both"),
+    (r"The answer is not 3 but \boxed{4}", "4", "both"),
+    (r"It can't be \boxed{4}; it must be \boxed{5}.", "5", "both"),
+    (r"It is \boxed{5} rather than \boxed{4}.", "5", "both"),
+    (r"\boxed{x=4} \text{ and not } \boxed{3}", "4", "both"),
+    (r"Since 3 is not prime, \boxed{4}", "4", "both"),
+    (r"x cannot be negative, so x = \boxed{4}", "4", "both"),
+    (r"Whether it is prime or not \boxed{4}", "4", "both"),
+    (r"It's not hard to see that the answer is \boxed{4}", "4", "both"),
+    # --- conclusions, options
+    ("We get 2x = 10.\n\nTherefore, x = 5.", "5", "both"),
+    ("Thus, the total is 12.", "12", "both"),
+    ("So, x = 5.", "5", "both"),
+    ("2x = 10, so $x=5$.", "5", "both"),
+    ("Thus,\n\\[\nx = 5\n\\]\n", "5", "both"),
+    ("Therefore, $x = 3.5$.", "3.5", "both"),
+    ("Thus, the value of $x$ is $\\frac{1}{2}$.", "1/2", "math"),
+    ("Therefore, the total cost is $1,250.50.", "1250.5", "both"),
+    ("Therefore, there are 5 - 3 = 2 apples left.", "2", "both"),
+    ("Therefore, Natalia's total is 72 clips.", "72", "both"),
+    ("Therefore, his age is 5 years.", "5", "both"),
+    ("Hence $f(2) = 5$.", "5", "both"),
+    ("Therefore x = 5 or x = -5.", "5, -5", "math"),
+    (r"\boxed{4}. Therefore, x = 5.", "4", "both"),
+    ("Hence the final result is 12.", "12", "both"),
+    ("The final result is 12", "12", "both"),
+    ("The correct option is C", "C", "both"),
+    ("The correct choice is (C)", "C", "both"),
+    ("The right choice is **C** because 2 > 1.", "C", "both"),
+    ("Correct option: (B) 12", "B", "both"),
+    ("The correct options are B and C.", "C, B", "math"),
+    ("Option C is correct", "C", "both"),
+    ("Hence, option (C) is correct.", "C", "both"),
+    ("Option A is incorrect. Option C is correct.", "C", "both"),
+    ("**C** is the correct choice.", "C", "both"),
+    (r"The final choice is yours. \boxed{4}", "4", "both"),
+    # --- special tokens
+    ("#### 42<|eot_id|>", "42", "both"),
+    ("#### 42<|im_end|>\n<|endoftext|>", "42", "both"),
+    ("#### 42</s>", "42", "both"),
+    ("<s>#### 42<eos>", "42", "both"),
+    ("#### 42<end_of_turn>\n", "42", "both"),
+    ("#### 42<｜end▁of▁sentence｜>", "42", "both"),
+    ("The answer is 42.<|eot_id|><pad><pad>", "42", "both"),
+    ("Therefore, x = 42.<|im_end|>", "42", "both"),
+    ("<|im_start|>assistant\nAnswer: 42<|im_end|>", "42", "both"),
+    ("42[EOS]", "42", "exact"),
+    (r"\boxed{0<|x|<2}", "0<|x|<2", "both"),
+    # --- names, lists
+    (r"\boxed{\text{AB}}", "AB", "both"),
+    (r"\boxed{\text{DNE}}", "dne", "math"),
+    (r"\boxed{2yx}", "2xy", "math"),
+    (r"\boxed{BC+AB}", "AB+BC", "math"),
+    (r"\boxed{AB = \sqrt{8}}", r"2\sqrt{2}", "math"),
+    (r"\boxed{2, 1, 1}", "1,1,2", "math"),
+    (r"\boxed{2 \text{ or } 1}", "1,2", "math"),
+    (r"\boxed{\{1,1,2\}}", r"\{1,2\}", "math"),
+    (r"\boxed{2,1}", r"\{1,2\}", "math"),
+    (r"\boxed{(1,1)}", "(1,1)", "both"),
+    # --- repeating decimals, powers of ten, truth
+    (r"\boxed{0.1\overline{6}}", "1/6", "math"),
+    (r"\boxed{\frac{1}{3}}", r"0.\overline{3}", "math"),
+    (r"\boxed{-.\bar3}", "-1/3", "math"),
+    (r"\boxed{2.\overline{12}}", r"\frac{70}{33}", "math"),
+    (r"\boxed{0.\overline{9}}", "1", "math"),
+    (r"\boxed{0.333333}", "1/3", "math"),
+    (r"\boxed{1e-7}", 1e-7, "both"),
+    (r"\boxed{10^{-7}}", 1e-7, "both"),
+    (r"\boxed{1.5 \times 10^{-7}}", 1.5e-7, "both"),
+    ("The answer is 3 x 10^8 m/s.", "300000000", "both"),
+    (r"\boxed{0.3}", 0.1 + 0.2, "math"),
+    (r"\boxed{\text{True}}", True, "both"),
+    ("The answer is **true**.", True, "math"),
+    (r"\boxed{True}", "true", "math"),
+    # --- spellings
+    ("**Final Answer**\n\n$\\boxed{12}$", "12", "both"),
+    ("### Final Answer\n\\[\n\\boxed{12}\n\\]", "12", "both"),
+    (r"\boxed{\mathrm{(C)}\ 12}", "C", "both"),
+    (r"\boxed{(\text{C})}", "C", "both"),
+    (r"\boxed{\text{C: } 12}", "C", "both"),
+    (r"\boxed{12\,\text{m}\,\text{s}^{-1}}", "12", "both"),
+    (r"\boxed{±2}", r"\pm 2", "both"),
+    (r"\boxed{\sqrt 3}", r"\sqrt{3}", "both"),
+    (r"\boxed{\sqrt12}", r"2\sqrt{3}", "math"),
+    (r"\boxed{\frac1{2}}", r"\frac{1}2", "both"),
+    (r"\boxed{e^2}", "e^{2}", "both"),
+    (r"\boxed{x \approx 3.14}", "3.14", "both"),
+    (r"\boxed{P(A) = 0.5}", "0.5", "both"),
+    (r"\boxed{7\text{ times as many}}", "7", "both"),
 ]  # fmt: skip
 
 WRONG: list[tuple[str, Any, str]] = [
@@ -274,6 +366,104 @@ WRONG: list[tuple[str, Any, str]] = [
     (r"\boxed{7 billions}", "7", "both"),
     (r"\boxed{7 squared}", "7", "both"),
     (r"\boxed{1011_2}", "1011_8", "both"),
+    # --- denied
+    (r"The answer is not \boxed{4}", "4", "both"),
+    (r"The answer isn't $\boxed{4}$.", "4", "both"),
+    (r"The answer is definitely not \(\boxed{4}\).", "4", "both"),
+    (r"x is not equal to \boxed{4}", "4", "both"),
+    (r"It cannot be \boxed{4}.", "4", "both"),
+    (r"$x \neq \boxed{4}$", "4", "both"),
+    (r"x ≠ \boxed{4}", "4", "both"),
+    (r"Neither \boxed{3} nor \boxed{4} works", "4", "both"),
+    (r"So \boxed{4}. Wait, it is not \boxed{4}", "4", "both"),
+    (r"\boxed{4} is incorrect", "4", "both"),
+    (r"\boxed{4} is not the answer.", "4", "both"),
+    ("#### not 4", "4", "both"),
+    ("<answer>not 4</answer>", "4", "both"),
+    (r"\boxed{\text{not } 4}", "4", "both"),
+    ("The answer might be 4.", "4", "both"),
+    ("The answer is $4$ (or $5$).", "4", "both"),
+    # --- no conclusion, or another one
+    ("Therefore, x = 5", "5", "both"),  # cut off
+    ("Therefore, x = 5. Then we compute y", "5", "both"),
+    ("Therefore, x = 5. But that is wrong.", "5", "both"),
+    ("Therefore, x = 5 is impossible.", "5", "both"),
+    ("Therefore, x is not 5.", "5", "both"),
+    ("Therefore, x ≠ 5.", "5", "both"),
+    ("Therefore, x > 5.", "5", "both"),
+    ("Therefore, x = 5, y = 6.", "6", "both"),
+    ("Therefore, x = 5 or x = 6.", "5", "both"),
+    ("Therefore, if x = 5, y = 3.", "3", "both"),
+    ("Therefore, 3x = 5.", "5", "both"),
+    ("Hence $x^2 = 5$.", "5", "both"),
+    ("Therefore, there are at most 5.", "5", "both"),
+    ("So let x = 5.", "5", "both"),
+    ("So is x = 5?", "5", "both"),
+    ("So x is 5 more than y.", "5", "both"),
+    ("Thus the length is 5 and the width is 6.", "6", "both"),
+    ("Therefore, the maximum is attained at x = 5.", "5", "both"),
+    ("x = 5.", "5", "math"),
+    ("<think>Therefore, x = 5.</think>", "5", "both"),
+    # --- options
+    ("The correct option is D, not C.", "C", "both"),
+    ("The correct option is not C.", "C", "both"),
+    ("The correct option is neither B nor C.", "C", "both"),
+    ("Option C is incorrect.", "C", "both"),
+    ("Option C is not correct.", "C", "both"),
+    ("Option B is correct, and option C is correct.", "C", "both"),
+    ("Options B and C are correct", "C", "both"),
+    ("If option C is correct, then x = 3.", "C", "both"),
+    ("Option C is correct only if x > 0.", "C", "both"),
+    ("Option C is right-angled", "C", "both"),
+    ("Is option C correct?", "C", "both"),
+    ("C is not the correct answer.", "C", "both"),
+    # --- special tokens
+    ("#### 42<|eot_id|>", "43", "both"),
+    ("#### 4<|im_end|>2", "42", "both"),
+    # --- words that make another number
+    (r"\boxed{7\text{ half}}", "7", "both"),
+    (r"\boxed{7\text{ hundredths}}", "7", "both"),
+    (r"\boxed{7 \text{ dozen}}", "7", "both"),
+    (r"\boxed{7\text{ quadrillion}}", "7", "both"),
+    (r"\boxed{7 \text{ and a half}}", "7", "both"),
+    (r"\boxed{7\text{ k}}", "7", "both"),
+    (r"\boxed{7\text{!}}", "7", "both"),
+    (r"\boxed{7\text{+}}", "7", "both"),
+    (r"\boxed{7\mathrm{i}}", "7", "both"),
+    (r"\boxed{7\text{x}}", "7", "both"),
+    (r"\boxed{7\ldots}", "7", "both"),
+    (r"\boxed{7 \text{ feet } 3 \text{ inches}}", "7", "both"),
+    (r"\boxed{7\text{ cm and }8\text{ cm}}", "7", "both"),
+    # --- names, lists
+    (r"\boxed{AB}", "BA", "both"),
+    (r"\boxed{\text{AB}}", r"\text{BA}", "both"),
+    (r"\boxed{B A}", "AB", "both"),
+    (r"\boxed{\text{DNE}}", r"\text{END}", "both"),
+    (r"\boxed{\angle ABC}", r"\angle CAB", "both"),
+    (r"\boxed{1,1,2}", "1,2", "both"),
+    (r"\boxed{1,2}", "1,1,2", "both"),
+    (r"\boxed{1,2,2}", "1,1,2", "both"),
+    (r"\boxed{1,1}", "1", "both"),
+    (r"\boxed{x=2 or x=2}", "2", "both"),
+    (r"\boxed{(1,2),(1,2)}", "(1,2)", "both"),
+    # --- repeating decimals, powers of ten, truth
+    (r"\boxed{0.\overline{3}}", "0.3", "both"),
+    (r"\boxed{0.0\overline{3}}", "1/3", "both"),
+    (r"\boxed{-0.\overline{3}}", "1/3", "both"),
+    (r"\boxed{0.\overline{12}}", r"0.\overline{21}", "both"),
+    (r"\boxed{0.3333}", "1/3", "both"),
+    (r"\boxed{1e-7}", 1e-8, "both"),
+    (r"\boxed{10^{-8}}", 1e-7, "both"),
+    (r"\boxed{0}", 1e-7, "both"),
+    (r"\boxed{-10^2}", "100", "both"),
+    (r"\boxed{6.02\times10^{22}}", "6.02e23", "both"),
+    (r"\boxed{\text{False}}", True, "both"),
+    (r"\boxed{1}", True, "both"),
+    # --- spellings
+    (r"\boxed{\pm 2}", "2", "both"),
+    (r"\boxed{x^{2}3}", "x^{23}", "both"),
+    (r"\boxed{\frac{1}23}", r"\frac{1}{23}", "both"),
+    (r"\boxed{\mathrm{(C)}\ 12}", "D", "both"),
 ]  # fmt: skip
 
 
@@ -287,8 +477,8 @@ def named(rows: list[tuple[str, Any, str]]) -> list[Any]:
 
 
 def test_the_table_is_long_and_names_no_case_twice() -> None:
-    assert len(RIGHT) >= 120
-    assert len(WRONG) >= 70
+    assert len(RIGHT) >= 220
+    assert len(WRONG) >= 170
     assert len(set(map(repr, RIGHT + WRONG))) == len(RIGHT + WRONG)
 
 
@@ -361,6 +551,48 @@ def test_a_reference_of_any_type(reference: Any, text: str | None) -> None:
             assert reward([r"\boxed{42}", "42"], [reference, "42"])[0] is None
 
 
+PLAIN = [
+    "42",
+    "-0.5",
+    "1,000",
+    "$5",
+    "5 cm",
+    "1/7",
+    r"\frac{12}{5}",
+    r"\dfrac12",
+    "1e-7",
+    "B",
+    "(B)",
+    r"\text{east}",
+    "xy",
+]
+
+
+@pytest.mark.parametrize("reference", PLAIN)
+def test_a_plain_reference_is_one_that_the_parser_reads(reference: str) -> None:
+    assert is_plain(reference)
+    assert mathematics.readable(read_answer(reference))
+
+
+def test_what_is_not_plain_is_left_to_the_parser(monkeypatch: pytest.MonkeyPatch) -> None:
+    for reference in ("1/0", r"\frac{1}{0}", r"\frac{1}{x}", "2x", "???", "no way", "(1,2)", ""):
+        assert not is_plain(reference)
+    monkeypatch.setattr(mathematics, "readable", None)  # 4,000 numbers took the parser 15 seconds
+    assert all(parses(f"{number}/7") for number in range(200))
+
+
+@given(st.integers(0, 99), st.integers(0, 999), st.integers(1, 3), st.integers(1, 3))
+def test_a_repeating_decimal_is_its_fraction(whole: int, digits: int, start: int, length: int) -> None:
+    """The sum of the series: start, then digits/10^(start+length) * (1 + 10^-length + ...)."""
+    cycle = f"{digits % 10**length:0{length}d}"
+    fixed = f"{digits:03d}"[:start]
+    value = Fraction(int(f"{whole}{fixed}"), 10**start)
+    value += Fraction(int(cycle), 10 ** (start + length)) / (1 - Fraction(1, 10**length))
+    written = rf"\boxed{{{whole}.{fixed}\overline{{{cycle}}}}}"
+    assert math_verify([written], [f"{value.numerator}/{value.denominator}"]) == [1.0]
+    assert math_verify([written], [f"{value.numerator + 1}/{value.denominator}"]) == [0.0]
+
+
 @pytest.mark.parametrize(
     ("text", "vote"),
     [
@@ -416,7 +648,8 @@ LONG = [
     "Answer: x, ", "answer is the answer ", "**", "$", "1,000", "1 ", "(", r"\(", "=", "if the answer is 1 ", "\n", " ",
     "x = ", "-",
     "a", r"\text{", "answer\n", "not ", ".", "The answer is 1. That is wrong. ", r"\boxed{1} or x = ", "7", "\\",
-    "Answer: \\",
+    "Answer: \\", r"not \boxed{1} ", "so the ", "so x = 1 ", "therefore ", "option C is correct ", "C is the ",
+    "<|im", "<|im|>", r"\text{ half}", "1,", "[1,", "10^", "0.1", r"\bar1", "AB ",
 ]  # fmt: skip
 
 
@@ -428,4 +661,7 @@ def test_time_is_linear_in_the_text(piece: str) -> None:
     announced_answer(text)
     announced_answer(rf"The answer is {text}")
     final_answer(rf"\boxed{{{text}}}")
+    announced_answer(f"Therefore, {text}. ")
+    differ(read_answer(text), read_answer("1, 1"))
+    mathematics._formula(read_answer(text))
     assert time.process_time() - start < 10

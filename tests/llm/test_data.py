@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Sequence
 from decimal import Decimal
 from pathlib import Path
@@ -383,6 +384,26 @@ def test_answers_that_do_not_parse(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert kept["prompt"][:] == ["q0", "q1", "q3", "q4", "q6"]
     with pytest.raises(ValueError, match="fault: 1 of 1"):  # nothing would be left
         check_problems(problems.select([2]), reward_names=["math_verify"], faulty="drop", **check)
+
+
+def test_plain_answers_need_no_parser(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(data, "PARALLEL_FROM", 1)
+    monkeypatch.setattr(data, "parses", None)
+    monkeypatch.setattr(data, "_unread_in_parallel", None)
+    problems = problems_of(tmp_path, [(f"q{i}", answer) for i, answer in enumerate(["1", "-0.5", "3/4", "east"])])
+    checked = check_problems(
+        problems, tokenizer=words_tokenizer(), max_prompt_tokens=None, reward_names=["math_verify"]
+    )
+    assert checked is problems
+
+
+def test_a_long_check_of_answers_shows_a_bar(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(data, "parses", lambda answer: time.sleep(0.3) or True)
+    problems = problems_of(tmp_path, [(f"q{i}", f"x^{i}") for i in range(9)])
+    check_problems(problems, tokenizer=words_tokenizer(), max_prompt_tokens=None, reward_names=["math_verify"])
+    assert "parsing answers" in capsys.readouterr().err
 
 
 @given(st.text(max_size=300), st.integers(40, 120))
