@@ -176,4 +176,4 @@ def test_the_llm_commands_load_torch_only_when_they_run() -> None:
 
 
 def test_a_heavy_import_would_be_seen() -> None:
-    assert "scipy" in loaded("import toymdp.mdp")
+    assert "scipy" in loaded("import toymdp.families")
