@@ -10,15 +10,15 @@ and a missing package can be named.
 from __future__ import annotations
 
 import argparse
-import difflib
 import io
 import math
 import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from aent.extras import missing
+from aent.names import suggest
 
 __all__ = [
     "FOR_USERS",
@@ -27,7 +27,6 @@ __all__ = [
     "one_line",
     "positive_number",
     "run",
-    "suggest",
     "whole_number",
     "workers",
 ]
@@ -117,9 +116,9 @@ class Parser(argparse.ArgumentParser):
         if unknown:
             parser = getattr(found, "parser", self)
             flags = [word.partition("=")[0] for word in unknown if word.startswith("-")]
-            near = [match for flag in flags for match in difflib.get_close_matches(flag, parser._option_string_actions)]
-            hint = f"did you mean {near[0]}? " if near else ""
-            parser.error(f"unknown arguments: {' '.join(unknown)}; {hint}`{parser.prog} --help` shows what is possible")
+            near = (suggest(flag, parser._option_string_actions) for flag in flags)
+            hint = next(filter(None, near), ";").replace("'", "")
+            parser.error(f"unknown arguments: {' '.join(unknown)}{hint} `{parser.prog} --help` shows what is possible")
         return found
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
@@ -129,17 +128,6 @@ class Parser(argparse.ArgumentParser):
             raise argparse.ArgumentError(
                 action, f"invalid choice: {value!r}{hint} (choose from {', '.join(map(repr, known))})"
             )
-
-
-def suggest(word: str, known: Iterable[str], *, most: int = 1) -> str:
-    """Continue a sentence with the nearest known names, or with nothing when none is near.
-
-    Examples:
-        >>> suggest("ful", ["full", "none"]), suggest("x", ["full"])
-        ("; did you mean 'full'?", '')
-    """
-    close = difflib.get_close_matches(word, list(known), n=most, cutoff=0.5)
-    return f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
 
 
 def one_line(text: str) -> str:

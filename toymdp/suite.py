@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from aent.cli import suggest
+from aent.names import suggest
 
 if TYPE_CHECKING:
     from toymdp.families import Instance

@@ -6,6 +6,7 @@ import importlib
 import sys
 
 from aent import cli
+from aent.names import suggest
 
 COMMANDS = {
     "train": ("train", "GRPO with an entropy bonus and a controller, from a YAML file"),
@@ -31,7 +32,7 @@ def main(argv: list[str] | None = None) -> int:
         ]
         print("\n".join([__doc__ or "", *lines]), file=sys.stdout if asked else sys.stderr)
         return 0 if asked else 2
-    hint = cli.suggest(asked, COMMANDS) or "."
+    hint = suggest(asked, COMMANDS) or "."
     print(f"aent_llm: unknown command {cli.one_line(asked)!r}{hint} Known: {', '.join(COMMANDS)}", file=sys.stderr)
     return 2
 

@@ -31,8 +31,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from aent.cli import Parser, one_line, suggest
+from aent.cli import Parser, one_line
 from aent.files import check_writable, write_atomically
+from aent.names import suggest
 from aent.runs import read_run
 from aent_llm import curves, style
 

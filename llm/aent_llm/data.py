@@ -21,9 +21,11 @@ from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from aent.names import suggest
+
 from .announcements import boxed_answer, hash_answer
 from .answers import reference_text
-from .rewards import did_you_mean, parses
+from .rewards import parses
 from .schema import Count, NaturalNumber, check_fields, setting, short
 
 if TYPE_CHECKING:
@@ -296,7 +298,7 @@ def _check_columns(config: DataConfig, table: _Table) -> None:
     for name in sorted(_needed(config).difference(table.columns)):
         raise ValueError(
             f"{table.place} has no column {name!r}, which {asked_by.get(name, 'data.template')} names"
-            f"{did_you_mean(name, table.columns)} Columns: {', '.join(table.columns)}"
+            f"{suggest(name, table.columns) or '.'} Columns: {', '.join(table.columns)}"
         )
 
 
@@ -360,7 +362,7 @@ def _extractor(rule: str | None) -> Any:
     if pattern.groups != 1:
         raise ValueError(
             f"data.answer_extract {rule!r} has {pattern.groups} groups, expected one"
-            f"{did_you_mean(rule or '', ('boxed', 'hash', 'first'))} "
+            f"{suggest(rule, ('boxed', 'hash', 'first')) or '.'} "
             "Give 'boxed', 'hash', 'first' or a regular expression like 'answer: (.+)'"
         )
     return lambda text: next((match.group(1) for match in reversed(list(pattern.finditer(text)))), None)

@@ -15,7 +15,6 @@ Left out: rules between fields, which are the ``__post_init__`` of each dataclas
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import enum
 import functools
 import os
@@ -32,6 +31,8 @@ from ruamel.yaml.error import YAMLError
 from ruamel.yaml.events import AliasEvent, CollectionEndEvent, CollectionStartEvent
 from ruamel.yaml.parser import ParserError
 from ruamel.yaml.scanner import ScannerError
+
+from aent.names import suggest
 
 __all__ = [
     "Block", "Count", "NaturalNumber", "NonNegative", "Places", "Positive", "Share", "Text", "block", "check_fields",
@@ -314,9 +315,8 @@ class Block:
         others = [str(one) for one in faults if one != key]
         rest = f" (also wrong: {', '.join(others)})" if others else ""
         if key not in self.settings:
-            close = difflib.get_close_matches(str(key), list(self.settings), n=1)
             listed = f"; known here: {', '.join(self.settings)}" if len(self.settings) < 20 else ""
-            hint = f"; did you mean {close[0]!r}?" if close else listed
+            hint = suggest(key, self.settings) or listed
             return f"{place}{_dotted(path)}: unknown key {key!r}{hint}{rest}"
         kind = describe(self.settings[key].kind)
         if key not in given:
@@ -364,8 +364,8 @@ def _cure(setting: Setting, given: Any) -> str:
     kinds = get_args(setting.kind) if get_origin(setting.kind) in (Union, types.UnionType) else (setting.kind,)
     names = [str(name) for one in kinds if get_origin(one) is Literal for name in get_args(one)]
     bases = [_base(one) for one in kinds]
-    if close := difflib.get_close_matches(str(given), names, n=1):
-        return f"; did you mean {close[0]!r}?"
+    if hint := suggest(given, names):
+        return hint
     if given is None and setting.default is not MISSING:
         return f"; leave the key out for {_shown(setting.default)}"
     if isinstance(given, str) and dict in (get_origin(one) or one for one in kinds):
