@@ -7,6 +7,7 @@ import sys
 
 from aent import cli
 from aent.names import suggest
+from aent_llm import signals
 
 COMMANDS = {
     "train": ("train", "GRPO with an entropy bonus and a controller, from a YAML file"),
@@ -42,4 +43,4 @@ def _run(name: str, arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(signals.whole_process(main))

@@ -27,7 +27,7 @@ from pydantic import Field
 from rich.console import Console
 from rich.table import Table
 
-from aent.cli import Parser
+from aent import cli
 from aent.controllers import Band
 from aent.entropy import DropLowest, Full, Nucleus, Support, TopK, support_to_dict
 from aent_llm import benchmarks
@@ -385,7 +385,7 @@ def _dry_run(options: argparse.Namespace, config: CalibrationConfig, task: Task)
 
 def _parser() -> Parser:
     default = CalibrationConfig()
-    parser = Parser(
+    parser = cli.Parser(
         prog="python -m aent_llm calibrate", description=(__doc__ or "").partition("\n")[0],
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )  # fmt: skip
@@ -421,4 +421,4 @@ def _parser() -> Parser:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(cli.run("aent_llm calibrate", main, extra="llm"))

@@ -325,6 +325,8 @@ def _rewards(given: Any, places: Places) -> tuple[tuple[str, ...], list[float] |
 
 
 def _train(given: Any, rewards: tuple[str, ...], weights: list[float] | None, places: Places) -> dict[str, Any]:
+    from aent_llm.config import check_weights
+
     for key in given if isinstance(given, Mapping) else ():
         elsewhere = "in the block entropy" if key in _ours() else NOT_SET_HERE.get(key)
         if elsewhere:
@@ -340,6 +342,10 @@ def _train(given: Any, rewards: tuple[str, ...], weights: list[float] | None, pl
             f"{here}train.reward_weights: expected one number for each of {', '.join(rewards)}, got "
             f"{short(train['reward_weights'])}"
         )
+    try:
+        check_weights(train.get("reward_weights"))
+    except ValueError as error:
+        raise ValueError(f"{places.of(('rewards',)) if weights else here}{error}") from None
     for name in ("logging_steps", "save_steps"):
         every = train.get(name, 1)
         if every > 1 and every != int(every):

@@ -51,7 +51,8 @@ class Ranges:
     num_iterations: Count
     max_completion_length: Count | None
     pad_to_multiple_of: Count | Literal["auto"] | None
-    learning_rate: Annotated[float, Field(ge=0, le=1e30)]  # Adam overflows beyond
+    learning_rate: NonNegative
+    reward_weights: list[float] | None
     warmup_steps: NonNegative
     weight_decay: NonNegative
     adam_beta1: Decay
