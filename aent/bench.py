@@ -84,7 +84,9 @@ def _methods(support: DropLowest | TopK, kept: int, vocabulary: int) -> dict[str
 
 def main() -> None:
     """Print the table."""
-    parser = cli.Parser(prog="python -m aent.bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.Parser(
+        prog="python -m aent.bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rows", type=cli.whole_number(1), default=1000)
     parser.add_argument("--vocabulary", type=cli.whole_number(1), default=150_000)
     options = parser.parse_args()

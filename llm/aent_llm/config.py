@@ -18,6 +18,8 @@ TrlParser) they are JSON, a name or a number:
 
     --entropy_support '{"type": "top_k", "k": 9}' --entropy_controller 0.01
 
+A number is a number and text is text, but for ``1e-3``, which the YAML of TRL's files takes for text.
+
 Where TRL has a method built in (clip-higher, Skywork-OR1) the method's name sets TRL's fields; otherwise TRL's own
 entropy bonus is refused beside ours: two bonuses in one loss have no meaning.
 """
@@ -27,6 +29,7 @@ from __future__ import annotations
 import json
 import math
 import numbers
+import re
 import warnings
 from dataclasses import dataclass, field, is_dataclass
 from typing import Any, ClassVar, NamedTuple, get_args
@@ -83,8 +86,8 @@ def shaping(given: Any) -> Shaping:
 def _in_float32(rule: Any, where: str) -> Any:
     """Give back a rule whose numbers leave the loss finite, which is computed in float32."""
     for name, value in (vars(rule) if is_dataclass(rule) else {}).items():
-        if isinstance(value, int | float | np.number | np.ndarray) and np.any(np.abs(np.asarray(value, float)) >= REAL):
-            raise ValueError(f"{where}: {name}={value!r} overflows in float32; give a number below {REAL:g}")
+        if isinstance(value, int | float | np.number | np.ndarray) and np.any(np.abs(np.asarray(value, float)) > REAL):
+            raise ValueError(f"{where}: {name}={value!r} overflows in float32; give at most {REAL:g}")
     return rule
 
 
@@ -335,7 +338,9 @@ class AEntGRPOConfig(GRPOConfig):
 
 
 def _from_text(value: Any, where: str) -> Any:
-    """Read what a command line gives: JSON or a number; a name, and what is no text, is returned as it is."""
+    """Read what a command line or TRL's YAML gives: JSON, or numbers; a name, and what is no text, stays as it is."""
+    if isinstance(value, dict):
+        return {key: _from_yaml_1_1(one) for key, one in value.items()}
     if not isinstance(value, str):
         return value
     try:
@@ -349,3 +354,9 @@ def _from_text(value: Any, where: str) -> Any:
         return float(value)
     except ValueError:
         return value
+
+
+def _from_yaml_1_1(value: Any) -> Any:
+    """``1e-3`` is text to YAML 1.1, which TRL reads its files as; any other text stays text."""
+    is_number = isinstance(value, str) and re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+", value)
+    return float(value) if is_number else value

@@ -53,7 +53,7 @@ LONGEST = 1_000_000  # bytes of a file, DEEPEST blocks in each other, LARGEST va
 DEEPEST = 100  # a config has a hundredth of each, and the parser takes minutes for more
 LARGEST = 20_000
 TOO_DEEP = f"nested more than {DEEPEST} deep, which no settings are"
-WHOLE, REAL = 2**63, 1e30  # numbers below these fit into 64 bits, and a product of some into float32
+WHOLE, REAL = 2**63 - 1, 1e30  # the largest numbers: 64 bits; room for products in float32
 OPTION = "--set"  # the place of a key on the command line
 SHOWN = 8  # names of a choice that a message lists
 
@@ -254,7 +254,7 @@ def _no_truth(given: Any) -> Any:
 
 def _below(limit: float) -> Callable[[Any], Any]:
     def check(number: Any) -> Any:
-        if abs(number) >= limit:
+        if abs(number) > limit:
             raise ValueError("too large")
         return number
 
@@ -395,7 +395,7 @@ def _cure(setting: Setting, given: Any) -> str:
         return "; a block is {key: value}, or lines below the key, indented"
     if isinstance(given, str) and bool in bases:
         return "; write true or false without quotes"
-    if isinstance(given, int | float) and (math.inf > abs(given) >= (REAL if float in bases else WHOLE)):
+    if isinstance(given, int | float) and (math.inf > abs(given) > (REAL if float in bases else WHOLE)):
         return "; that overflows"
     return "; put text in quotes" if bases == [str] and not isinstance(given, str) else ""
 

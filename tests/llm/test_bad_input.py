@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 
 import small
+from aent import cli
+from aent_llm import leaderboard, study
 from aent_llm.__main__ import main
 
 HERE = Path(__file__).parent
@@ -103,7 +105,7 @@ FILES = {
     "max_steps: 1 -> max_steps: 9999999999999999999": "train.max_steps: expected a whole number of at least -1, got 99",
     "controller: 0.1 -> controller: 1e300": "line 8: entropy.controller: expected a block of keys, or text, or a num",
     "controller: 0.1 -> controller: \"1e300\"": "line 8: entropy.controller: entropy_controller: coefficient=1e+300",
-    "controller: 0.1 -> controller: {type: spring, strength: 1e30}": "entropy.controller.strength: expected a number",
+    "controller: 0.1 -> controller: {type: spring, strength: 1e31}": "entropy.controller.strength: expected a number",
     "[small:even_words] -> {small:even_words: 1e40}": "line 5: rewards: expected text",
     "->   beta: 1e31\n": "train.beta: expected a number of at least 0, got 1e+31; that overflows",
     "-> evaluation:\n  data: {source: DATA}\n  samples: \"4x\"\n": "line 18: evaluation.samples: expected a whole",
@@ -285,6 +287,77 @@ def test_a_process_prints_one_line_and_ends_with_2(folder: Path, tmp_path: Path)
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
     assert "line 16: the key 'bf16' stands twice in its block" in line
+
+
+SIGNALLED = """
+import os, runpy, signal, sys, importlib.abc
+class Signals(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name == "{module}":
+            os.kill(os.getpid(), signal.SIGTERM)
+sys.meta_path.insert(0, Signals())
+sys.argv = ["aent_llm", "train", "--dry-run"]
+runpy.run_module("aent_llm", run_name="__main__")
+"""
+
+
+def test_a_signal_while_packages_are_imported_is_told() -> None:
+    done = started("-c", SIGNALLED.format(module="trl"))
+    assert (done.returncode, done.stderr) == (143, "aent_llm train: stopped by SIGTERM\n")
+
+
+def test_a_signal_while_the_interpreter_shuts_down_changes_no_status() -> None:
+    program = """
+import atexit, os, signal, sys
+from aent_llm.signals import whole_process
+atexit.register(lambda: os.kill(os.getpid(), signal.SIGTERM))
+sys.exit(whole_process(lambda: int(sys.argv[1])))
+"""
+    for status in (0, 1):
+        done = started("-c", program, str(status))
+        assert (done.returncode, done.stderr) == (status, "")
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        ("study sweeep", "invalid choice: 'sweeep'; did you mean 'sweep'?"),
+        ("study sweep --jobs 0", "argument --jobs: expected a whole number from 1"),
+        ("study sweep --seeds -1", "argument --seeds: expected a whole number from 0"),
+        ("study sweep --seeds 3 3", "grpo/seed-3"),
+        ("study sweep --folder= ", "argument --folder: expected a value, got ''"),
+        ("study sweep --set train.seeds=1", "unknown key 'seeds'; did you mean 'seed'?"),
+        ("study sweep --folder /proc/x --dry-run --set x", "--set x: expected key=value"),
+        ("study sweep --folder /proc/x", "cannot write /proc/x"),
+        ("study sweep --config cpu_aen", "Near: cpu_aent"),
+        ("study compare --folder nothing", "no finished run with support full: run the sweep first"),
+        ("study record --folder nothing", "no finished run in nothing"),
+        ("study record --folder nothing --out /proc/x/y", "cannot write /proc/x"),
+        ("study record --folder damaged", "summary.json is damaged"),
+        ("leaderboard run --methods aemt", "invalid choice: 'aemt'; did you mean"),
+        ("leaderboard run --methods aent aent", "asked for twice"),
+        ("leaderboard run --values 3", "argument --values: expected a whole number from 1 to 2, got '3'"),
+    ],
+)
+def test_a_study_that_cannot_be(command: str, said: str, tmp_path: Path, capsys, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = tmp_path / "damaged" / "sweep" / "grpo" / "seed-0"
+    run.mkdir(parents=True)
+    (run / "config.json").write_text("{}")
+    (run / "provenance.json").write_text("{}")
+    (run / "metrics.jsonl").write_text("")
+    (run / "summary.json").write_text('{"before": 1}')
+    name, *words = command.split(" ")
+    made = {"study": study.main, "leaderboard": leaderboard.main}[name]
+    assert cli.run(f"aent_llm.{name}", lambda: made([word for word in words if word]), extra="llm") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert said in line
+
+
+def test_an_experiment_of_many_runs_answers_in_one_line_as_a_process() -> None:
+    done = started("-m", "aent_llm.study", "compare", "--folder", "/nothing")
+    assert done.returncode == 2
+    assert done.stderr == "aent_llm.study: /nothing/sweep has no finished run with support full: run the sweep first\n"
 
 
 def test_a_plain_install_names_what_to_install() -> None:
