@@ -138,7 +138,7 @@ class Controller:
         return Controller.registry.to_dict(self)
 
     def coefficients(self) -> list[Any]:
-        """Return the coefficients that the config names: the first one, and the ends of the box if there is one."""
+        """Return the coefficients that the config names: the first and the last one, or the ends of the box."""
         ends = [getattr(self, name, None) for name in ("minimum", "maximum")]
         return [self.init().coefficient, *(end for end in ends if isinstance(end, Scalar))]
 
@@ -206,6 +206,9 @@ class Schedule(Controller):
 
     def init(self) -> State:
         return State(_plain(self.initial))
+
+    def coefficients(self) -> list[Any]:
+        return [self.initial, self.final]
 
     def _rule(self, state: State, measured: np.ndarray) -> tuple[Any, Any]:
         t = np.minimum((state.step + 1) / np.asarray(self.steps), 1.0)
@@ -524,6 +527,9 @@ class Switch(Controller):
     def _rule(self, state: State, measured: np.ndarray) -> tuple[Any, Any]:
         low, high = self.band(state.step)
         return np.where(measured < low, self.below, np.where(measured > high, self.above, self.inside)), None
+
+    def coefficients(self) -> list[Any]:
+        return [self.below, self.inside, self.above]
 
     def band(self, step: int) -> tuple[Any, Any]:
         """[low, high] in nats that the measurement of update ``step`` is compared with."""

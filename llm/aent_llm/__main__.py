@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 import sys
 
 from aent import cli
@@ -39,7 +40,12 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(name: str, arguments: list[str]) -> int:
-    return importlib.import_module(f"aent_llm.{COMMANDS[name][0]}").main(arguments)
+    try:
+        return importlib.import_module(f"aent_llm.{COMMANDS[name][0]}").main(arguments)
+    except RuntimeError as error:
+        if re.search("out of memory|can't allocate memory|not enough memory", str(error)):  # torch has no one kind
+            raise MemoryError(str(error).partition("\n")[0]) from error
+        raise
 
 
 if __name__ == "__main__":

@@ -49,6 +49,7 @@ from aent_llm.tiny import TinySpec
 __all__ = ["CONFIGS", "EvaluationConfig", "Experiment", "ModelConfig", "load_experiment", "reference"]
 
 PARTS = ("support", "controller", "shaping")
+LARGEST_ROLLOUT = 2**31  # tokens of a process, of which some ten numbers each are kept
 NOT_SET_HERE = {  # a field of AEntGRPOConfig -> where it is set instead
     "output_dir": "by --output on the command line",
     "resume_from_checkpoint": "by --resume on the command line",
@@ -179,6 +180,13 @@ class Experiment:
             raise ValueError(
                 f"{self.name}: train.generation_batch_size={whole} is not a multiple of the {micro} completions of a "
                 f"micro-batch ({micro // processes} x {processes} process(es)): use a multiple, or leave it out"
+            )
+        tokens = asked // processes * self.of_train("max_completion_length")
+        if tokens > LARGEST_ROLLOUT:
+            raise ValueError(
+                f"{self.name}: a rollout of {asked // processes} completions per process (train.{lengths}) of up to "
+                f"{self.of_train('max_completion_length')} tokens has more than {LARGEST_ROLLOUT:,} tokens, which no "
+                "process holds: take fewer at a time"
             )
         if asked % group:
             raise ValueError(

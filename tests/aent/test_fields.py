@@ -196,6 +196,8 @@ def test_a_warm_up_is_a_whole_number_of_measurements() -> None:
         (TemperedReinforce(), Constant(0.0)),  # a temperature
         (KLCovariance(), Constant(-1.0)),
         (QuantileBaseline(), Anchored(step_size=0.1, maximum=3.0)),  # the end of its box
+        (QuantileBaseline(), Schedule(0.5, 2.0, 10)),  # its end
+        (TemperedReinforce(), Switch(0.5, 0.6, below=1.2, inside=1.2)),  # above it, -1
     ],
     ids=str,
 )

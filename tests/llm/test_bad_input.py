@@ -148,6 +148,9 @@ SETS = {
     "entropy.support={type: topk5, k: 9}": "entropy.support.type: unknown support 'topk5'; did you mean 'TopK'?",
     "entropy.support={type: no.module.Rule}": "entropy.support.type: support 'no.module:Rule'",
     "train.router_aux_loss_coef=0.1": "train.router_aux_loss_coef: the model is no mixture of experts",
+    "train.num_generations=1000000000": "a rollout of 8 completions",
+    "train.per_device_train_batch_size=1000000000": "more than 2,147,483,648 tokens, which no process holds",
+    "train.gradient_accumulation_steps=100000000": "more than 2,147,483,648 tokens, which no process holds",
     "train.generation_batch_size=12": "train.generation_batch_size=12 is not a multiple of the 8 completions",
     # what only model, tokenizer and data together can tell
     "entropy.engine=triton": "entropy.engine: triton needs a GPU",
