@@ -137,7 +137,7 @@ class Parser(argparse.ArgumentParser):
         return found
 
     def _get_value(self, action: argparse.Action, arg_string: str) -> Any:
-        if not arg_string.strip():
+        if not arg_string.strip() and action.nargs != argparse.PARSER:  # that is a command with all its words
             raise argparse.ArgumentError(action, f"expected a value, got {arg_string!r}")
         return super()._get_value(action, arg_string)  # type: ignore[misc]
 

@@ -215,6 +215,8 @@ def _checked_rewards(rewards: Any) -> Any:
         raise ValueError(
             f"rewards of shape {tuple(rewards.shape)}: expected (..., Q, G), groups of G >= 2 responses to one prompt"
         )
+    if not xp.isdtype(rewards.dtype, ("bool", "integral", "real floating")):
+        raise TypeError(f"rewards must be real numbers, got {rewards.dtype}")
     if not xp.isdtype(rewards.dtype, "real floating"):
         rewards = xp.astype(rewards, xp.float64)
     largest = (xp.finfo(rewards.dtype).max / (4 * rewards.shape[-1])) ** 0.5

@@ -26,7 +26,7 @@ from aent.names import suggest
 from .announcements import boxed_answer, hash_answer
 from .answers import reference_text
 from .rewards import parses
-from .schema import Count, NaturalNumber, check_fields, setting, short
+from .schema import Count, Seed, check_fields, setting, short
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -74,7 +74,7 @@ class DataConfig:
     )
     limit: Count | None = setting(None, "use the first so many rows")
     count: Count | None = setting(None, "number of problems to generate, embedded task only")
-    seed: NaturalNumber = setting(0, "which problems are generated, embedded task only")
+    seed: Seed = setting(0, "which problems are generated, embedded task only")
     faulty: Literal["error", "drop"] = setting(
         "error", "rows that cannot be used: `error` stops, `drop` leaves them out and warns"
     )

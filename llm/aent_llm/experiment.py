@@ -55,6 +55,7 @@ NOT_SET_HERE = {  # a field of AEntGRPOConfig -> where it is set instead
     "resume_from_checkpoint": "by --resume on the command line",
     "parallelism_config": "by accelerate's own config file",
     "reward_funcs": "in the block rewards",
+    "model_init_kwargs": "in the block model",
 }
 
 
@@ -249,7 +250,7 @@ def overridden(raw: dict[str, Any], overrides: Mapping[str, Any], places: Places
         ValueError: a key without text between its dots, or below a value that is no block.
     """
     raw = dict(raw)
-    if "entropy.method" in overrides and isinstance(raw.get("entropy"), dict):
+    if overrides.get("entropy.method") is not None and isinstance(raw.get("entropy"), dict):
         raw["entropy"] = {key: value for key, value in raw["entropy"].items() if key not in (*PARTS, "warmup_steps")}
     for dotted, value in overrides.items():
         *parents, last = dotted.split(".")
@@ -469,7 +470,7 @@ def lora_block() -> Block:
 
     named = Literal["gaussian", "eva", "olora", "pissa", "corda", "loftq", "orthogonal", "mica"]
     changed: dict[str, Any] = {
-        "r": Count,
+        "r": Annotated[int, Field(ge=1, le=65_536)],
         "lora_alpha": Count,
         "lora_dropout": Annotated[float, Field(ge=0, lt=1)],
         "init_lora_weights": bool | named | Annotated[str, Field(pattern=r"^pissa_niter_\d+$")],

@@ -37,13 +37,16 @@ from ruamel.yaml.scanner import ScannerError
 from aent.names import suggest
 
 __all__ = [
-    "Block", "Count", "NaturalNumber", "NonNegative", "Places", "Positive", "Share", "Text", "block", "check_fields",
-    "describe", "narrowed", "parse_yaml", "read_yaml", "setting", "short",
+    "COLDEST", "Block", "Count", "NaturalNumber", "NonNegative", "Places", "Positive", "Seed", "Share", "Temperature",
+    "Text", "block", "check_fields", "describe", "narrowed", "parse_yaml", "read_yaml", "setting", "short",
 ]  # fmt: skip
 
 Count = Annotated[int, Field(ge=1)]
 NaturalNumber = Annotated[int, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]  # of numpy
+COLDEST = 1e-6  # temperature: logits over less overflow in float32
+Temperature = Annotated[float, Field(ge=COLDEST)]
 NonNegative = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Text = Annotated[str, Field(min_length=1)]
@@ -397,7 +400,7 @@ def _cure(setting: Setting, given: Any) -> str:
         return "; write true or false without quotes"
     if isinstance(given, int | float) and (math.inf > abs(given) > (REAL if float in bases else WHOLE)):
         return "; that overflows"
-    return "; put text in quotes" if bases == [str] and not isinstance(given, str) else ""
+    return "; put text in quotes" if bases == [str] and not isinstance(given, str | None) else ""
 
 
 def _dotted(path: KeyPath) -> str:

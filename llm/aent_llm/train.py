@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from aent.cli import Parser
-from aent.files import write_atomically
+from aent.files import check_writable, write_atomically
 from aent.runs import Run, changes, locked, read_run
 from aent_llm import signals
 from aent_llm.checkpoint import (
@@ -308,8 +308,7 @@ def _check_directory(output: Path, resume: bool) -> None:
     place = next(one for one in (output.absolute(), *output.absolute().parents) if one.exists())
     if not place.is_dir():
         raise NotADirectoryError(f"{place} is a file, not a place for a run directory: choose another --output")
-    if not os.access(place, os.W_OK | os.X_OK):
-        raise PermissionError(f"{place} cannot be written to: choose another --output, or make it writable")
+    check_writable(place)
 
 
 def _is_main_process() -> bool:
