@@ -383,7 +383,7 @@ def _dry_run(options: argparse.Namespace, config: CalibrationConfig, task: Task)
     return 0
 
 
-def _parser() -> Parser:
+def _parser() -> cli.Parser:
     default = CalibrationConfig()
     parser = cli.Parser(
         prog="python -m aent_llm calibrate", description=(__doc__ or "").partition("\n")[0],

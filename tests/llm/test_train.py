@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 import small
@@ -364,6 +365,17 @@ def test_a_signal_after_the_last_write_changes_nothing(finished, capsys, monkeyp
     out, err = capsys.readouterr()
     assert f"run directory: {finished}" in out
     assert "SIGTERM" not in err
+
+
+def test_memory_that_runs_out_is_told_in_one_line(parts, tmp_path, capsys, monkeypatch) -> None:
+    """Torch says so by a RuntimeError."""
+    monkeypatch.delenv("AENT_DEBUG", raising=False)
+    monkeypatch.setattr(AEntGRPOTrainer, "_check_sampler", lambda *_: torch.empty(2**60))
+    path = config(parts, tmp_path, max_steps=2)
+    assert main(["train", "--config", str(path), "--output", str(tmp_path / "run")]) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("aent_llm train: not enough memory (")
+    assert line.endswith("; ask for less at a time")
 
 
 def test_a_sampler_out_of_sync_ends_in_one_line(parts, tmp_path, capsys, monkeypatch) -> None:
