@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from aent import cli
 from aent.entropy import DropLowest, TopK, support_weights
 
 __all__ = ["selection_benchmark"]
@@ -83,9 +84,11 @@ def _methods(support: DropLowest | TopK, kept: int, vocabulary: int) -> dict[str
 
 def main() -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=1000)
-    parser.add_argument("--vocabulary", type=int, default=150_000)
+    parser = cli.Parser(
+        prog="python -m aent.bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rows", type=cli.whole_number(1), default=1000)
+    parser.add_argument("--vocabulary", type=cli.whole_number(1), default=150_000)
     options = parser.parse_args()
     print(f"{options.rows} rows of {options.vocabulary} tokens, float32")
     for record in selection_benchmark(options.rows, options.vocabulary):
@@ -96,4 +99,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(cli.run("aent.bench", main, extra="llm"))

@@ -10,49 +10,57 @@ and a missing package can be named.
 from __future__ import annotations
 
 import argparse
-import difflib
 import io
 import math
 import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import BrokenExecutor
 from typing import Any, NoReturn
 
 from aent.extras import missing
+from aent.names import suggest
 
 __all__ = [
     "FOR_USERS",
+    "BrokenOff",
     "Parser",
     "describe",
     "one_line",
     "positive_number",
     "run",
-    "suggest",
     "whole_number",
     "workers",
 ]
 
 OURS = ("aent", "toymdp", "paper_figures", "aent_llm")
 DEBUG = "AENT_DEBUG"
-FOR_USERS = (ImportError, MemoryError, OSError, ValueError)  # kinds that are told in one line; others are our faults
+
+
+class BrokenOff(RuntimeError):
+    """A computation cannot go on, through no mistake of the input: one line and status 1."""
+
+
+GIVEN_UP = (FloatingPointError, BrokenExecutor, BrokenOff)
+FOR_USERS = (ImportError, MemoryError, OSError, ValueError, *GIVEN_UP)  # told in one line; others are our faults
 WORKERS_PER_CORE = 8  # more only cost memory
 BROKEN_OFF = 1
 BROKEN_PIPE, INTERRUPTED = 141, 130  # 128 + the number of the signal, as shells say it
 
 
-def run(name: str, command: Callable[[], int], *, extra: str) -> int:
+def run(name: str, command: Callable[[], int | None], *, extra: str) -> int:
     """Run a command and return its exit status; errors that are written for users become one line and status 2.
 
-    NaN or infinity in a computation (``FloatingPointError``) is no mistake of the input: one line and status 1.
+    What is no mistake of the input (NaN in a computation, a killed worker, ``BrokenOff``) is one line and status 1.
 
     Args:
         name: what stands in front of the line.
-        command: returns an exit status.
+        command: returns an exit status, None for 0.
         extra: the extra of the distribution that the command needs, named when a package is missing.
     """
     _prepare_streams()
     try:
-        status = command()
+        status = command() or 0
         sys.stdout.flush()
         return status
     except SystemExit as stop:  # of argparse: 0 after --help, 2 after its line
@@ -60,14 +68,14 @@ def run(name: str, command: Callable[[], int], *, extra: str) -> int:
     except BrokenPipeError:  # the reader of a pipe has gone, e.g. `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is flushed at exit goes nowhere
         return BROKEN_PIPE
-    except KeyboardInterrupt:
-        print(f"{name}: interrupted", file=sys.stderr)
-        return INTERRUPTED
-    except (*FOR_USERS, FloatingPointError) as error:
+    except KeyboardInterrupt as stop:
+        print(f"{name}: {f'stopped by {stop}' if str(stop) else 'interrupted'}", file=sys.stderr)
+        return getattr(stop, "status", INTERRUPTED)
+    except FOR_USERS as error:
         if DEBUG in os.environ:
             raise
         print(f"{name}: {describe(error, extra=extra)}", file=sys.stderr)
-        return BROKEN_OFF if isinstance(error, FloatingPointError) else 2
+        return BROKEN_OFF if isinstance(error, GIVEN_UP) else 2
 
 
 def describe(error: Exception, *, extra: str) -> str:
@@ -80,6 +88,8 @@ def describe(error: Exception, *, extra: str) -> str:
         return f"not enough memory ({text}); ask for less at a time"
     if isinstance(error, FileNotFoundError) and error.filename is None and len(error.args) > 1:  # of os.getcwd
         return "the current folder no longer exists; change to another one"
+    if isinstance(error, BrokenExecutor):
+        return "a worker process was killed, as the system does when memory runs out; give fewer --jobs"
     if isinstance(error, OSError | FloatingPointError) or _raised_by_us(error):
         return text
     return f"{text} ({DEBUG}=1 shows where this was raised)"
@@ -89,7 +99,8 @@ def _raised_by_us(error: BaseException) -> bool:
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
-    return trace is not None and trace.tb_frame.f_globals.get("__name__", "").partition(".")[0] in OURS
+    module = {} if trace is None else trace.tb_frame.f_globals
+    return (module.get("__package__") or module.get("__name__", "")).partition(".")[0] in OURS  # of __main__ too
 
 
 def _prepare_streams() -> None:
@@ -103,7 +114,10 @@ def _prepare_streams() -> None:
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line: no usage in front, the nearest known name where one is unknown."""
+    """A parser whose errors are one line: no usage in front, the nearest known name where one is unknown.
+
+    An empty value is an error: shells make one of a variable that is not set.
+    """
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {one_line(message)}\n")
@@ -117,10 +131,15 @@ class Parser(argparse.ArgumentParser):
         if unknown:
             parser = getattr(found, "parser", self)
             flags = [word.partition("=")[0] for word in unknown if word.startswith("-")]
-            near = [match for flag in flags for match in difflib.get_close_matches(flag, parser._option_string_actions)]
-            hint = f"did you mean {near[0]}? " if near else ""
-            parser.error(f"unknown arguments: {' '.join(unknown)}; {hint}`{parser.prog} --help` shows what is possible")
+            near = (suggest(flag, parser._option_string_actions) for flag in flags)
+            hint = next(filter(None, near), ";").replace("'", "")
+            parser.error(f"unknown arguments: {' '.join(unknown)}{hint} `{parser.prog} --help` shows what is possible")
         return found
+
+    def _get_value(self, action: argparse.Action, arg_string: str) -> Any:
+        if not arg_string.strip() and action.nargs != argparse.PARSER:  # that is a command with all its words
+            raise argparse.ArgumentError(action, f"expected a value, got {arg_string!r}")
+        return super()._get_value(action, arg_string)  # type: ignore[misc]
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         if action.choices is not None and value not in action.choices:
@@ -129,17 +148,6 @@ class Parser(argparse.ArgumentParser):
             raise argparse.ArgumentError(
                 action, f"invalid choice: {value!r}{hint} (choose from {', '.join(map(repr, known))})"
             )
-
-
-def suggest(word: str, known: Iterable[str], *, most: int = 1) -> str:
-    """Continue a sentence with the nearest known names, or with nothing when none is near.
-
-    Examples:
-        >>> suggest("ful", ["full", "none"]), suggest("x", ["full"])
-        ("; did you mean 'full'?", '')
-    """
-    close = difflib.get_close_matches(word, list(known), n=most, cutoff=0.5)
-    return f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
 
 
 def one_line(text: str) -> str:

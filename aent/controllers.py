@@ -72,14 +72,18 @@ class State:
 
     @classmethod
     def from_dict(cls, saved: dict[str, Any]) -> State:
-        """Inverse of ``to_dict``. Raises ValueError on missing or unknown keys."""
+        """Inverse of ``to_dict``. Raises ValueError on missing or unknown keys and on values that are no numbers."""
         known = {field.name for field in fields(cls)}
         unknown, missing = sorted(set(saved) - known), sorted({"coefficient"} - set(saved))
         if unknown or missing:
             what = f"unknown {', '.join(unknown)}" if unknown else f"missing {', '.join(missing)}"
             raise ValueError(f"{cls.__name__}: {what}; expected {', '.join(sorted(known))}")
-        arrays = {key: np.asarray(value, dtype=float) for key, value in saved.items() if isinstance(value, list)}
-        return cls(**{**saved, **arrays})
+        arrays = {key: _floats(value, f"State.{key}") for key, value in saved.items() if isinstance(value, list)}
+        found = cls(**{**saved, **arrays})
+        for key, value in vars(found).items():
+            if not isinstance(value, int | float | np.ndarray) and not (key == "memory" and value is None):
+                raise ValueError(f"State.{key}: expected a number or a list of numbers, got {value!r}")
+        return found
 
 
 class Controller:
@@ -93,7 +97,7 @@ class Controller:
         "controller",
         expected="a controller: a subclass of aent.controllers.Controller",
         accepts=lambda found: isinstance(found, type) and issubclass(found, Controller),
-        from_list=lambda values: np.asarray(values, dtype=float),
+        from_list=lambda values: _floats(values, "a list"),
     )
 
     def __init_subclass__(cls) -> None:
@@ -111,9 +115,12 @@ class Controller:
         """State after one measurement of the mean token entropy (nats). Pure.
 
         Raises:
+            TypeError: a state that is none.
             ValueError: a measurement that is NaN, infinite or negative; a rule that answers with such a coefficient.
         """
-        entropy = np.asarray(measured, dtype=float)
+        if not isinstance(state, State):
+            raise TypeError(f"expected a State, as init() and update() give it, got {state!r}")
+        entropy = _floats(measured, "measured entropy")
         if not np.all(np.isfinite(entropy)) or np.any(entropy < -1e-6):
             raise ValueError(
                 f"measured entropy must be finite and >= 0 nats, got {measured!r}: "
@@ -138,7 +145,7 @@ class Controller:
         return Controller.registry.to_dict(self)
 
     def coefficients(self) -> list[Any]:
-        """Return the coefficients that the config names: the first one, and the ends of the box if there is one."""
+        """Return the coefficients that the config names: the first and the last one, or the ends of the box."""
         ends = [getattr(self, name, None) for name in ("minimum", "maximum")]
         return [self.init().coefficient, *(end for end in ends if isinstance(end, Scalar))]
 
@@ -206,6 +213,9 @@ class Schedule(Controller):
 
     def init(self) -> State:
         return State(_plain(self.initial))
+
+    def coefficients(self) -> list[Any]:
+        return [self.initial, self.final]
 
     def _rule(self, state: State, measured: np.ndarray) -> tuple[Any, Any]:
         t = np.minimum((state.step + 1) / np.asarray(self.steps), 1.0)
@@ -525,6 +535,9 @@ class Switch(Controller):
         low, high = self.band(state.step)
         return np.where(measured < low, self.below, np.where(measured > high, self.above, self.inside)), None
 
+    def coefficients(self) -> list[Any]:
+        return [self.below, self.inside, self.above]
+
     def band(self, step: int) -> tuple[Any, Any]:
         """[low, high] in nats that the measurement of update ``step`` is compared with."""
         done = np.minimum(step / np.asarray(self.steps, dtype=float), 1.0)
@@ -542,6 +555,13 @@ def _plain(value: Any) -> Any:
         return None
     value = np.asarray(value, dtype=float)
     return float(value) if value.ndim == 0 else value
+
+
+def _floats(values: Any, what: str) -> np.ndarray:
+    try:
+        return np.asarray(values, dtype=float)
+    except (TypeError, ValueError):
+        raise ValueError(f"{what}: expected numbers, got {values!r}") from None
 
 
 def _to_json(value: Any) -> Any:

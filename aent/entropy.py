@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import functools
 import math
-import numbers
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
@@ -391,12 +390,13 @@ def sampled_entropy(logprobs: Float[Any, "*batch T"], *, mask: Any | None = None
 
     Args:
         logprobs: log-probabilities of the sampled tokens, <= 0.
-        mask: optional weights >= 0 of the tokens (1 = counts, 0 = padding), same shape.
+        mask: optional weights >= 0 of the tokens (1 = counts, 0 = padding, whatever its log-probability), same shape.
 
     Returns:
         Estimate per leading row, nats per token.
 
     Raises:
+        TypeError: no array of real numbers.
         ValueError: positive or NaN log-probabilities; a mask of another shape, negative or NaN; a row whose mask is
             all zero.
 
@@ -406,6 +406,8 @@ def sampled_entropy(logprobs: Float[Any, "*batch T"], *, mask: Any | None = None
         1.039721
     """
     xp = _namespace(logprobs, "log-probabilities")
+    if not xp.isdtype(logprobs.dtype, ("real floating", "integral")):
+        raise TypeError(f"log-probabilities must be real numbers, got {logprobs.dtype}")
     if logprobs.dtype not in (xp.float32, xp.float64):  # sums of integers cannot hold a weight, those of halves few
         logprobs = xp.astype(logprobs, xp.float64)
     ones = xp.ones_like(logprobs)
@@ -421,7 +423,7 @@ def sampled_entropy(logprobs: Float[Any, "*batch T"], *, mask: Any | None = None
     total = xp.sum(weight, axis=-1)
     if bool(xp.any(total <= 0)):
         raise ValueError("sampled_entropy: a row has no token to average over; drop empty completions first")
-    return -xp.sum(xp.where(counted, weight * logprobs, xp.zeros_like(logprobs)), axis=-1) / total
+    return -xp.sum(weight * xp.where(counted, logprobs, xp.zeros_like(logprobs)), axis=-1) / total
 
 
 # -------------------------------------------------------------------------------------------------------- internals
@@ -435,11 +437,11 @@ class _Renormalised:
 
     def __init__(self, xp: Any, scaled: Any, weights: Any, tsallis: bool = False):
         self.xp, self.scaled, self.tsallis = xp, scaled, tsallis
-        with np.errstate(divide="ignore"):
+        with np.errstate(divide="ignore", over="ignore"):
             log_kept = xp.log(xp.ceil(weights))  # 0 kept, -inf dropped; in numpy many times faster than ``where``
-        peak = xp.max(_detached(scaled) + log_kept, axis=-1, keepdims=True)
-        peak = xp.where(peak > -math.inf, peak, xp.zeros_like(peak))  # an empty tail has no peak
-        shifted = (scaled - peak).clip(-1e30, 0.0)  # the top only for dropped tokens above the kept ones
+            peak = xp.max(_detached(scaled) + log_kept, axis=-1, keepdims=True)
+            peak = xp.where(peak > -math.inf, peak, xp.zeros_like(peak))  # an empty tail has no peak
+            shifted = (scaled - peak).clip(-1e30, 0.0)  # the top only for dropped tokens above the kept ones
         mass = weights * xp.exp(shifted)
         total = xp.sum(mass, axis=-1, keepdims=True)
         total = xp.where(total > 0, total, xp.ones_like(total))
@@ -448,10 +450,11 @@ class _Renormalised:
 
     @classmethod
     def of(cls, logits: Any, support: Support, temperature: float) -> _Renormalised:
-        if not (isinstance(temperature, numbers.Real) and 0 < temperature < math.inf):
+        if not (is_finite_number(temperature) and temperature > 0):
             raise ValueError(f"temperature={temperature!r}: expected a positive finite number, as used for sampling")
         _check_type(logits)
-        scaled = logits if temperature == 1.0 else logits / float(temperature)  # a numpy float64 would change the dtype
+        with np.errstate(over="ignore"):  # infinity is refused below
+            scaled = logits if temperature == 1 else logits / float(temperature)  # numpy's float64 would change a dtype
         _check_values(scaled)
         return cls(array_namespace(logits), scaled, _weights(scaled, support), isinstance(support, Tsallis))
 

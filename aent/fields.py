@@ -9,7 +9,6 @@ and inherits the bounds of its bases. Everything else about a rule is checked by
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import math
 import numbers
@@ -18,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["check_fields", "is_finite_number", "is_within", "number_from_text"]
+__all__ = ["check_fields", "is_finite_number", "is_for_numbers", "is_within"]
 
 _NUMBERS = {"float", "int", "Scalar"}
 _AROUND = {"None", "Optional", "typing", "np", "numpy", "floating", "ndarray"}  # words beside them in an annotation
@@ -45,7 +44,7 @@ def check_fields(rule: Any, *, arrays: bool = False) -> None:
         ranges |= vars(base).get("ranges", {})
     for field in dataclasses.fields(rule):
         value, words = getattr(rule, field.name), _words(field)
-        if not _is_numeric(words) or (value is None and "None" in words):
+        if not is_for_numbers(field) or (value is None and "None" in words):
             continue
         given = f"{type(rule).__name__}({field.name}={value!r}): {field.name}"
         if not (is_finite_number(value) or (arrays and _are_finite_numbers(value))):
@@ -75,14 +74,10 @@ def is_within(value: Any, range_: str) -> bool:
     return bool(np.all(above & below))
 
 
-def number_from_text(field: dataclasses.Field[Any], value: Any) -> Any:
-    """Read text as a number if the field is for numbers and the text is one; return anything else as it is."""
-    if not isinstance(value, str) or not _is_numeric(_words(field)):
-        return value
-    for read in (int, float):
-        with contextlib.suppress(ValueError):
-            return read(value)
-    return value
+def is_for_numbers(field: dataclasses.Field[Any]) -> bool:
+    """Whether a field is annotated as a number, or as a number or None."""
+    words = _words(field)
+    return bool(words & _NUMBERS) and words <= _NUMBERS | _AROUND
 
 
 def _are_finite_numbers(value: Any) -> bool:
@@ -95,7 +90,3 @@ def _are_finite_numbers(value: Any) -> bool:
 def _words(field: dataclasses.Field[Any]) -> set[str]:
     annotation = field.type.__name__ if isinstance(field.type, type) else str(field.type)
     return set(re.findall(r"\w+", annotation))
-
-
-def _is_numeric(words: set[str]) -> bool:
-    return bool(words & _NUMBERS) and words <= _NUMBERS | _AROUND

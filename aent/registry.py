@@ -14,43 +14,26 @@ Left out: what a rule computes (``entropy.py``, ``controllers.py``, ``shaping.py
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import importlib
 import json
 import operator
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Generic, TypeVar
 
 import numpy as np
 
-from aent.fields import number_from_text
+from aent.fields import is_for_numbers
+from aent.names import plain_name, suggest
 
-__all__ = ["Registry", "Rules", "did_you_mean", "is_ours", "plain_name"]
+__all__ = ["Registry", "Rules", "is_ours"]
 
 T = TypeVar("T")
-
-
-def plain_name(name: str) -> str:
-    """Strip a name of case, underscores and hyphens."""
-    return name.replace("_", "").replace("-", "").lower()
 
 
 def is_ours(rule: type) -> bool:
     """Whether a class is one of this package."""
     return rule.__module__.partition(".")[0] == __name__.partition(".")[0]
-
-
-def did_you_mean(name: object, known: Iterable[str]) -> str:
-    """End a sentence about an unknown name: the nearest known one as a question, or a full stop.
-
-    Examples:
-        >>> did_you_mean("drop_lowst", ["TopK", "DropLowest"]), did_you_mean("x", ["TopK"])
-        ("; did you mean 'DropLowest'?", '.')
-    """
-    names = {plain_name(one): one for one in known}
-    close = difflib.get_close_matches(plain_name(str(name)), names, n=1)
-    return f"; did you mean {names[close[0]]!r}?" if close else "."
 
 
 class Registry(dict[str, T], Generic[T]):
@@ -105,8 +88,8 @@ class Registry(dict[str, T], Generic[T]):
         if ":" in text:
             return text, self._located(text)
         raise ValueError(
-            f"unknown {self.kind} {given!r}{did_you_mean(given, self)} Known: {', '.join(self._known())}; one of your "
-            "own is module:name"
+            f"unknown {self.kind} {given!r}{suggest(given, self) or '.'} Known: {', '.join(self._known())}; one of "
+            "your own is module:name"
         )
 
     def spelling(self, text: str) -> str | None:
@@ -132,7 +115,7 @@ class Registry(dict[str, T], Generic[T]):
             if (name := self.spelling(path)) is not None:
                 return self[name]
             raise ValueError(
-                f"{self.kind} {text!r}: {module_name} has no {path!r}{did_you_mean(path, vars(module))}"
+                f"{self.kind} {text!r}: {module_name} has no {path!r}{suggest(path, vars(module)) or '.'}"
             ) from None
         if not self.accepts(found):
             raise ValueError(f"{self.kind} {text!r}: expected {self.expected}, got {found!r}")
@@ -208,10 +191,9 @@ class Rules(Registry[type[T]], Generic[T]):
     def from_dict(self, saved: Mapping[str, Any]) -> T:
         """Build the rule that ``to_dict`` has written.
 
-        Text in a field for numbers is read as one: YAML takes ``1e-3`` (no dot) for text.
-
         Raises:
-            ValueError: an unknown type (with a suggestion), unknown or missing options, values that the rule refuses.
+            ValueError: an unknown type (with a suggestion), unknown or missing options, text where a number belongs,
+                values that the rule refuses.
         """
         if not isinstance(saved, Mapping):
             raise ValueError(f"a {self.kind} is a mapping with a 'type' and options, got {saved!r}")
@@ -232,10 +214,13 @@ class Rules(Registry[type[T]], Generic[T]):
             if names:
                 expected = ", ".join(known) or "no options"
                 raise ValueError(f"{rule.__name__}: {what} {', '.join(names)}; expected {expected}")
-        values = {
-            name: self._from_list(value) if isinstance(value, list) else number_from_text(known[name], value)
-            for name, value in options.items()
-        }
+        for name, value in options.items():
+            if isinstance(value, str) and is_for_numbers(known[name]):
+                raise ValueError(
+                    f"{rule.__name__}: {name} must be a number, got the text {value!r}; leave quotes out, and for a "
+                    "reader of YAML 1.1, which takes 1e-3 for text, write 1.0e-3"
+                )
+        values = {name: self._from_list(value) if isinstance(value, list) else value for name, value in options.items()}
         try:
             return rule(**values)
         except ValueError:

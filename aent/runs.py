@@ -21,6 +21,7 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import json
+import operator
 import os
 import platform
 import shlex
@@ -275,7 +276,7 @@ def provenance(seed: int | None = None) -> dict[str, Any]:
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": shlex.join([Path(sys.orig_argv[0]).name, *sys.orig_argv[1:]]),
-        "seed": None if seed is None else int(seed),
+        "seed": None if seed is None else operator.index(seed),
         **_code_state(),
         "versions": {"python": platform.python_version(), "aent": aent.__version__, **dict(_installed())},
         "platform": platform.platform(),
@@ -333,6 +334,8 @@ def _as_json(config: dict[str, Any]) -> dict[str, Any]:
             return str(value)
         raise TypeError(f"config holds a {type(value).__name__} ({value!r}); expected numbers, strings, lists, dicts")
 
+    if not isinstance(config, dict):
+        raise TypeError(f"expected a config of names and values (a dict), got a {type(config).__name__}: {config!r}")
     return json.loads(json.dumps(config, default=plain))
 
 

@@ -194,21 +194,40 @@ def shaping_from_dict(saved: dict[str, Any]) -> Shaping:
 def group_advantages(rewards: Any) -> Any:
     """GRPO's: (R - mean) / (std + 1e-4) within each group, std with G - 1; (..., Q, G) -> same.
 
+    Raises:
+        ValueError: groups of one response; a reward that is NaN, infinite or too large to be squared, with its place.
+
     Examples:
         A group whose responses are all alike teaches nothing. In the other, std = sqrt(4 * 0.25 / 3).
 
         >>> group_advantages(np.array([[1.0, 0.0, 0.0, 1.0], [1.0, 1.0, 1.0, 1.0]])).round(3).tolist()
         [[0.866, -0.866, -0.866, 0.866], [0.0, 0.0, 0.0, 0.0]]
     """
-    xp, rewards = array_namespace(rewards), _floating(rewards)
+    xp, rewards = array_namespace(rewards), _checked_rewards(rewards)
     mean = xp.mean(rewards, axis=-1, keepdims=True)
     return (rewards - mean) / _deviation(rewards)
 
 
-def _floating(values: Any) -> Any:
-    """Integers and truth values as float64; anything else as it is."""
-    xp = array_namespace(values)
-    return values if xp.isdtype(values.dtype, "real floating") else xp.astype(values, xp.float64)
+def _checked_rewards(rewards: Any) -> Any:
+    """Give the rewards of groups as floating numbers whose squares can be summed; integers become float64."""
+    xp = array_namespace(rewards)
+    if rewards.ndim < 1 or rewards.shape[-1] < 2:
+        raise ValueError(
+            f"rewards of shape {tuple(rewards.shape)}: expected (..., Q, G), groups of G >= 2 responses to one prompt"
+        )
+    if not xp.isdtype(rewards.dtype, ("bool", "integral", "real floating")):
+        raise TypeError(f"rewards must be real numbers, got {rewards.dtype}")
+    if not xp.isdtype(rewards.dtype, "real floating"):
+        rewards = xp.astype(rewards, xp.float64)
+    largest = (xp.finfo(rewards.dtype).max / (4 * rewards.shape[-1])) ** 0.5
+    wrong = ~(xp.abs(rewards) <= largest)
+    if bool(xp.any(wrong)):
+        row = tuple(int(place[0]) for place in xp.nonzero(wrong))
+        raise ValueError(
+            f"rewards[{', '.join(map(str, row))}] is {float(rewards[row])}: expected finite numbers of at most "
+            f"{largest:.1g}, or the deviation of their group overflows; leave that response out, or give it a reward"
+        )
+    return rewards
 
 
 def clipped(tokens: Tokens, advantages: Any, low: Any, high: Any) -> Any:
@@ -477,7 +496,7 @@ class TemperedReinforce(_PolicyRule):
     tempered_share: ClassVar[float] = 0.25
 
     def group_advantages(self, rewards: Any, coefficient: Any) -> Any:
-        rewards = _floating(rewards)
+        rewards = _checked_rewards(rewards)
         xp, plain = array_namespace(rewards), rewards.shape[-1] - tempered_members(self, rewards.shape[-1])
         base, extra = rewards[..., :plain], rewards[..., plain:]
         score = (extra - xp.mean(base, axis=-1, keepdims=True)) / _deviation(base)
@@ -559,7 +578,7 @@ class QuantileBaseline(_PolicyRule):
     coefficients: ClassVar[str] = "[0, 1]"
 
     def group_advantages(self, rewards: Any, coefficient: Any) -> Any:
-        xp, rewards = array_namespace(rewards), _floating(rewards)
+        xp, rewards = array_namespace(rewards), _checked_rewards(rewards)
         return (rewards - _row_quantile(rewards, xp.ones_like(rewards), coefficient)) / _deviation(rewards)
 
 

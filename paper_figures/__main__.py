@@ -51,16 +51,10 @@ def _parser() -> cli.Parser:
     parser.add_argument(
         "--seed", type=cli.whole_number(0), default=0, help="seed of every figure's own random stream (default 0)"
     )
-    parser.add_argument("--out", type=_folder, metavar="DIR", help="default: paper_figures/out/<scale>")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="default: paper_figures/out/<scale>")
     cores = cli.workers("-1")
     parser.add_argument("--jobs", type=cli.workers, default=cores, help=f"joblib workers for sweeps (default {cores})")
     return parser
-
-
-def _folder(text: str) -> Path:
-    if not text:
-        raise argparse.ArgumentTypeError("expected a folder, got ''")
-    return Path(text)
 
 
 def _run(options: argparse.Namespace) -> int:

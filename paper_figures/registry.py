@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from aent.names import suggest
 from paper_figures.verdicts import Verdict
 
 MODULES = (
@@ -74,8 +74,7 @@ def resolve(names: Sequence[str] | None) -> list[str]:
     known = {alias: stem for stem in MODULES for alias in (stem, stem.split("_", 1)[0], stem.split("_", 1)[1])}
     for name in names:
         if name not in known:
-            close = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
-            hint = f", did you mean {close[0]!r}?" if close else "."
-            raise ValueError(f"unknown figure {name!r}{hint} Known: {', '.join(s.split('_')[0] for s in MODULES)}")
+            shown = ", ".join(stem.split("_")[0] for stem in MODULES)
+            raise ValueError(f"unknown figure {name!r}{suggest(name, known) or '.'} Known: {shown}")
     wanted = {known[name] for name in names}
     return [stem for stem in MODULES if stem in wanted]

@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from aent import cli
 from aent.controllers import Constant
 from aent.entropy import DropLowest, Full, Support, TopK, entropy
 from toymdp.families import Instance, token_tree
@@ -159,12 +160,12 @@ def _seconds(call: Callable[[], Any]) -> float:
 
 def main() -> None:
     """Print the tables."""
-    parser = argparse.ArgumentParser(
+    parser = cli.Parser(
         prog="python -m toymdp.bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--actions", type=int, default=100_000)
-    parser.add_argument("--runs", type=int, default=16)
-    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--actions", type=cli.whole_number(1), default=100_000)
+    parser.add_argument("--runs", type=cli.whole_number(1), default=16)
+    parser.add_argument("--steps", type=cli.whole_number(1), default=200)
     args = parser.parse_args()
     with pd.option_context("display.width", 200, "display.max_columns", 20, "display.float_format", "{:.1f}".format):
         print(
@@ -178,4 +179,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(cli.run("toymdp.bench", main, extra="figures"))

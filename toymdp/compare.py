@@ -19,6 +19,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import BrokenExecutor
 from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -29,7 +30,7 @@ import pandas as pd
 from joblib import Parallel, delayed
 from tqdm.auto import tqdm
 
-from aent.cli import positive_number, whole_number, workers
+from aent.cli import BrokenOff, positive_number, whole_number, workers
 from aent.runs import Run, locked
 from toymdp import suite
 from toymdp.learners import Learner, train
@@ -396,6 +397,7 @@ def compare(
 
     Raises:
         ValueError: two cells of one setting, whose rows could not be told apart.
+        BrokenOff: a worker process was killed; says what is kept and how to go on.
     """
     if len({cell.setting for cell in cells}) < len(cells):
         raise ValueError("two cells have the same setting: call compare once per learner and add a column to its rows")
@@ -406,14 +408,24 @@ def compare(
         delayed(tune_and_test)(*pairs[pair], budget) for pair in todo
     )
     bar = tqdm(todo, desc="compare", disable=progress is not True)
-    for done, ((setting, name), part) in enumerate(zip(bar, fresh, strict=True), 1):
-        assert part is not None, "joblib gives back every result"
-        parts[setting, name] = part.assign(cell=setting, method=name)
+    try:
+        for done, ((setting, name), part) in enumerate(zip(bar, fresh, strict=True), 1):
+            assert part is not None, "joblib gives back every result"
+            parts[setting, name] = part.assign(cell=setting, method=name)
+            if run is not None:
+                for row in parts[setting, name].to_dict("records"):
+                    run.log(**row)
+            if callable(progress):
+                progress(done, len(todo))
+    except BrokenExecutor:
+        kept = "nothing is kept without a run directory (--out)"
         if run is not None:
-            for row in parts[setting, name].to_dict("records"):
-                run.log(**row)
-        if callable(progress):
-            progress(done, len(todo))
+            kept = f"{len(parts)} of {len(pairs)} pairs are kept in {run.directory}: go on with --resume"
+        raise BrokenOff(
+            f"a worker process was killed, as the system does when memory runs out; {kept}. Give fewer --jobs"
+        ) from None
+    finally:
+        bar.close()
     return pd.concat([parts[pair] for pair in pairs], ignore_index=True)
 
 

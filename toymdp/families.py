@@ -284,6 +284,9 @@ def _check(
 ) -> None:
     if prior not in PRIORS:
         raise ValueError(f"unknown prior {prior!r}: expected one of {', '.join(PRIORS)}")
+    for name, number in (("actions", actions), ("optimal", optimal), ("decoys", decoys), ("bins", bins)):
+        if not isinstance(number, int | np.integer | None):
+            raise ValueError(f"{name}={number!r}: expected a whole number")
     if optimal < 1 or decoys < 0 or optimal + decoys >= actions:
         raise ValueError(
             f"need 1 <= optimal, 0 <= decoys, optimal + decoys < actions; got {optimal}, {decoys}, {actions}"

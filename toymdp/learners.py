@@ -117,6 +117,7 @@ def train(
         n_jobs: joblib workers over chunks of runs; None follows ``joblib.parallel_config``.
 
     Raises:
+        TypeError: something else than instances, a learner, a controller or a shaping rule.
         ValueError: instances of different families, wrong numbers of seeds or settings, a support rule that the chosen
             engine cannot serve, sampled gradients on a lumped instance.
 
@@ -133,6 +134,11 @@ def train(
     runs = len(instances)
     seeds = range(runs) if seeds is None else seeds
     _check(instances, learner, seeds, engine)
+    for name, given, kind, example in (
+        ("controller", controller, Controller, "Constant(0.01)"), ("shaping", shaping, Shaping, "PeakBonus()"),
+    ):  # fmt: skip
+        if not isinstance(given, kind):
+            raise TypeError(f"train: {name} must be an object such as {example}, got {given!r}")
     shaping.check_controller(controller)
     if engine != "reference" and _is_shaped(learner, support, shaping, engine):
         _check_shaped(learner)
@@ -312,6 +318,8 @@ def _train_fused(
 def _check(instances: Sequence[Instance], learner: Learner, seeds: Sequence[int], engine: str) -> None:
     if not instances:
         raise ValueError("train: no instance given")
+    if not isinstance(learner, Learner) or not all(isinstance(one, Instance) for one in instances):
+        raise TypeError("train: expected instances, as toymdp.suite.make gives them, and a Learner")
     if len(seeds) != len(instances):
         raise ValueError(f"train: {len(instances)} instances but {len(seeds)} seeds; give one seed per run")
     if engine not in ("auto", "fused", "reference"):

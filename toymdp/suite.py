@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from aent.cli import suggest
+from aent.names import suggest
 
 if TYPE_CHECKING:
     from toymdp.families import Instance
@@ -61,7 +61,7 @@ def setting(name: str) -> Setting:
     Raises:
         ValueError: unknown name, with the nearest known ones.
     """
-    bare = name.removeprefix("toymdp/")
+    bare = str(name).removeprefix("toymdp/")
     stem, _, version = bare.rpartition("-v")
     bare = stem if stem in SETTINGS and version == str(SETTINGS[stem].version) else bare
     if bare not in SETTINGS:
@@ -78,7 +78,7 @@ def make(name: str, seed: int = 0) -> Instance:
     their own.
 
     Raises:
-        ValueError: unknown name.
+        ValueError: unknown name, or a seed that is no whole number >= 0.
 
     Examples:
         >>> instance = make("bandit-1e4-n5", seed=1)
@@ -86,6 +86,8 @@ def make(name: str, seed: int = 0) -> Instance:
         [[9992.0, 5.0, 3.0]]
     """
     chosen = setting(name)
+    if not isinstance(seed, int | np.integer) or seed < 0:
+        raise ValueError(f"seed={seed!r}: expected a whole number >= 0")
     return _family(chosen)(np.random.default_rng(seed), **chosen.options)
 
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import re
 import sys
 
 from aent import cli
+from aent.names import suggest
+from aent_llm import signals
 
 COMMANDS = {
     "train": ("train", "GRPO with an entropy bonus and a controller, from a YAML file"),
@@ -31,14 +34,19 @@ def main(argv: list[str] | None = None) -> int:
         ]
         print("\n".join([__doc__ or "", *lines]), file=sys.stdout if asked else sys.stderr)
         return 0 if asked else 2
-    hint = cli.suggest(asked, COMMANDS) or "."
+    hint = suggest(asked, COMMANDS) or "."
     print(f"aent_llm: unknown command {cli.one_line(asked)!r}{hint} Known: {', '.join(COMMANDS)}", file=sys.stderr)
     return 2
 
 
 def _run(name: str, arguments: list[str]) -> int:
-    return importlib.import_module(f"aent_llm.{COMMANDS[name][0]}").main(arguments)
+    try:
+        return importlib.import_module(f"aent_llm.{COMMANDS[name][0]}").main(arguments)
+    except RuntimeError as error:
+        if re.search("out of memory|can't allocate memory|not enough memory", str(error)):  # torch has no one kind
+            raise MemoryError(str(error).partition("\n")[0]) from error
+        raise
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(signals.whole_process(main))

@@ -16,7 +16,6 @@ Shape legend: N tokens, D hidden size, V vocabulary.
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import time
 import weakref
@@ -30,6 +29,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from trl.kernels.chunked_logprob import ChunkedLogProbFunction
 
+from aent import cli
 from aent.entropy import DropLowest, Nucleus, Support, TopK, entropy
 from aent_llm.entropy_head import DEFAULT_TILE_BYTES, Engine, fused_entropy_head
 from aent_llm.head_parts import add_product
@@ -263,13 +263,15 @@ def _table(results: dict[str, tuple[float, float]]) -> str:
 
 def main(arguments: list[str] | None = None) -> None:
     """Print one table per size."""
-    parser = argparse.ArgumentParser(prog="python -m aent_llm.bench", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--vocab", type=int, help="one size instead of the two built-in ones; with --hidden, --tokens")
-    parser.add_argument("--hidden", type=int, default=64)
-    parser.add_argument("--tokens", type=int, default=2048)
+    parser = cli.Parser(prog="python -m aent_llm.bench", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument(
+        "--vocab", type=cli.whole_number(1), help="one size instead of the two built-in ones; with --hidden, --tokens"
+    )
+    parser.add_argument("--hidden", type=cli.whole_number(1), default=64)
+    parser.add_argument("--tokens", type=cli.whole_number(1), default=2048)
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float64"))
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=cli.whole_number(1), default=5)
     options = parser.parse_args(arguments)
     sizes = CASES if options.vocab is None else ((options.vocab, options.hidden, options.tokens),)
     for vocabulary, width, tokens in sizes:
@@ -282,4 +284,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(cli.run("aent_llm.bench", main, extra="llm"))

@@ -14,7 +14,6 @@ Shape legend: T tokens, D hidden size, V vocabulary.
 
 from __future__ import annotations
 
-import argparse
 import math
 import shutil
 import statistics
@@ -25,6 +24,7 @@ from typing import NamedTuple
 
 import torch
 
+from aent import cli
 from aent.entropy import DropLowest, TopK
 from aent_llm.bench import Case, Loss, Peak, dense, fused, matrix_products, published_clamp, timed, trl_head
 from aent_llm.head_parts import Settings
@@ -208,13 +208,11 @@ def _best(run: Callable[[], object]) -> float:
 
 def main(arguments: list[str] | None = None) -> None:
     """Print the tables."""
-    parser = argparse.ArgumentParser(
-        prog="python -m aent_llm.bench_gpu", description=(__doc__ or "").partition("\n")[0]
-    )
-    parser.add_argument("--tokens", type=int, nargs="+", default=[2048, 8192, 32_768])
-    parser.add_argument("--hidden", type=int, nargs="+", default=[1536, 4096])
-    parser.add_argument("--vocab", type=int, default=151_936)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser = cli.Parser(prog="python -m aent_llm.bench_gpu", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--tokens", type=cli.whole_number(1), nargs="+", default=[2048, 8192, 32_768])
+    parser.add_argument("--hidden", type=cli.whole_number(1), nargs="+", default=[1536, 4096])
+    parser.add_argument("--vocab", type=cli.whole_number(1), default=151_936)
+    parser.add_argument("--rounds", type=cli.whole_number(1), default=5)
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"), help="cpu tries the script, in float32")
     options = parser.parse_args(arguments)
     if options.device == "cuda" and not torch.cuda.is_available():
@@ -233,4 +231,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(cli.run("aent_llm.bench_gpu", main, extra="llm"))

@@ -24,6 +24,7 @@ import torch
 from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
 
+from aent import cli
 from aent_llm.bench import now
 from aent_llm.experiment import Experiment, load_experiment
 from aent_llm.train import keep_freed_memory, load_model, prepare
@@ -134,17 +135,15 @@ def _measured(experiment: Experiment, rounds: int, folder: Path) -> dict[str, fl
 
 def main(arguments: list[str] | None = None) -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(
-        prog="python -m aent_llm.bench_step", description=(__doc__ or "").partition("\n")[0]
-    )
-    parser.add_argument("--rounds", type=int, default=9)
+    parser = cli.Parser(prog="python -m aent_llm.bench_step", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--rounds", type=cli.whole_number(1), default=9)
     parser.add_argument("--random-model", action="store_true", help="with the sizes below, instead of the embedded one")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
-    parser.add_argument("--vocabulary", type=int, default=151_936)
-    parser.add_argument("--hidden", type=int, default=768, help="width, a multiple of 64")
-    parser.add_argument("--layers", type=int, default=12)
-    parser.add_argument("--completions", type=int, default=32, help=f"a multiple of {GROUP}")
-    parser.add_argument("--tokens", type=int, default=512, help="of each completion")
+    parser.add_argument("--vocabulary", type=cli.whole_number(1), default=151_936)
+    parser.add_argument("--hidden", type=cli.whole_number(1), default=768, help="width, a multiple of 64")
+    parser.add_argument("--layers", type=cli.whole_number(1), default=12)
+    parser.add_argument("--completions", type=cli.whole_number(1), default=32, help=f"a multiple of {GROUP}")
+    parser.add_argument("--tokens", type=cli.whole_number(1), default=512, help="of each completion")
     options = parser.parse_args(arguments)
     if options.device == "cuda" and not (options.random_model and torch.cuda.is_available()):
         parser.error("--device cuda needs a GPU, and --random-model: the embedded experiment is one for a CPU")
@@ -170,4 +169,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(cli.run("aent_llm.bench_step", main, extra="llm"))

@@ -14,11 +14,12 @@ Left out: few-shot prompts, several prompt styles, the text each paper used (the
 
 from __future__ import annotations
 
-import difflib
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from aent.names import suggest
 
 __all__ = ["BENCHMARKS", "Benchmark", "model_path", "resolve"]
 
@@ -73,9 +74,8 @@ def resolve(name: str) -> Benchmark:
         return BENCHMARKS[name]
     if Path(name).suffix in FILES or "/" in name:
         return Benchmark({"source": name, "chat": False}, "math_verify", None, "as given")
-    near = difflib.get_close_matches(name.lower().replace("-", "_"), BENCHMARKS, n=1, cutoff=0.5)
     raise ValueError(
-        f"unknown benchmark {name!r}{f'; did you mean {near[0]!r}?' if near else ''}. There are "
+        f"unknown benchmark {name!r}{suggest(name, BENCHMARKS) or '.'} There are "
         f"{', '.join(BENCHMARKS)}; or give a file ({', '.join(FILES)}) or a hub id (owner/name)"
     )
 

@@ -27,14 +27,14 @@ from pydantic import Field
 from rich.console import Console
 from rich.table import Table
 
-from aent.cli import Parser
+from aent import cli
 from aent.controllers import Band
 from aent.entropy import DropLowest, Full, Nucleus, Support, TopK, support_to_dict
 from aent_llm import benchmarks
 from aent_llm.clamp_effect import Estimate, Measured, Rollout, RuleMeasure, measure_rollouts
 from aent_llm.generate import context_length, encode_prompts, transformers_sampler
 from aent_llm.rewards import is_correct, score_completions
-from aent_llm.schema import Count, NaturalNumber, Positive, Share, check_fields
+from aent_llm.schema import Count, NaturalNumber, Positive, Seed, Share, Temperature, check_fields
 from aent_llm.tasks import Model, Task, add_data_flags, check_free, load_task, read_model, write_results
 
 __all__ = ["CalibrationConfig", "CalibrationResult", "calibrate", "main", "propose"]
@@ -49,14 +49,14 @@ class CalibrationConfig:
 
     prompts: Count = 64
     samples: Count = 4
-    temperature: Positive = 1.0
+    temperature: Temperature = 1.0
     max_tokens: Count | None = None  # of a completion; None: what the context leaves, at most ``LONGEST``
     drop: tuple[float, ...] = (0.2, 0.33, 0.9, 0.99, 0.999)
     top_k: tuple[int, ...] = (10, 32, 100, 1000)
     nucleus: tuple[float, ...] = (0.8, 0.95)
     tokens: Count = 8192  # measured at most, drawn at random from all completions
     tile_bytes: Count = 2**27  # of one [rows, V] float32 tile; about ten temporaries of this size live at a time
-    seed: NaturalNumber = 0
+    seed: Seed = 0
     min_push: Share = 0.05  # a clamp has an effect when at least this share of the full bonus' push is cut
     max_dropped: Share = 0.05  # it may cut at most this probability mass
     min_kept: Share = 0.99  # and must keep this share of the sampled tokens (of correct completions, where known)
@@ -383,9 +383,9 @@ def _dry_run(options: argparse.Namespace, config: CalibrationConfig, task: Task)
     return 0
 
 
-def _parser() -> Parser:
+def _parser() -> cli.Parser:
     default = CalibrationConfig()
-    parser = Parser(
+    parser = cli.Parser(
         prog="python -m aent_llm calibrate", description=(__doc__ or "").partition("\n")[0],
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )  # fmt: skip
@@ -421,4 +421,4 @@ def _parser() -> Parser:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(cli.run("aent_llm calibrate", main, extra="llm"))

@@ -207,7 +207,8 @@ def check_settings(folder: str | Path, saved: dict[str, Any], given: dict[str, A
     A setting that only one of two versions of the libraries knows is not compared.
 
     Raises:
-        ValueError: names each such setting with its saved and its present value; or weights only were saved.
+        ValueError: names each such setting with its saved and its present value; fewer steps are asked for than were
+            trained; or weights only were saved.
     """
     if saved.get("save_only_model"):
         raise ValueError(
@@ -220,6 +221,11 @@ def check_settings(folder: str | Path, saved: dict[str, Any], given: dict[str, A
         raise ValueError(
             f"{folder} was written with other settings ({'; '.join(refused)}): its state does not carry over. Resume "
             "with the saved ones, or start a new run"
+        )
+    if 0 < given.get("max_steps", 0) < _step(Path(folder)):
+        raise ValueError(
+            f"max_steps: saved {saved.get('max_steps')}, given {given['max_steps']}, but {folder} is at step "
+            f"{_step(Path(folder))} already. Give more, or start a new run"
         )
 
 

@@ -31,8 +31,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from aent.cli import Parser, one_line, suggest
+from aent import cli
 from aent.files import check_writable, write_atomically
+from aent.names import suggest
 from aent.runs import read_run
 from aent_llm import curves, style
 
@@ -194,7 +195,7 @@ def group_runs(runs: Sequence[RunData], by: str = "config") -> list[Group]:
 
 def _shown(label: str) -> str:
     """Put a name on one line that is not too long for a figure; its two ends tell most."""
-    line = one_line(label)
+    line = cli.one_line(label)
     return line if len(line) <= LONGEST else f"{line[: LONGEST - 21]}…{line[-20:]}"
 
 
@@ -485,7 +486,7 @@ def main(argv: list[str] | None = None) -> int:
     rows = table(runs, group_by=options.group_by, baseline=options.baseline)
     Console().print(rows)
     for note in notes(group_runs(runs, options.group_by)):
-        print(f"note: {one_line(note)}", file=sys.stderr)
+        print(f"note: {cli.one_line(note)}", file=sys.stderr)
     if options.out:
         write_picture(options.out, draw(runs, group_by=options.group_by))
         print(f"curves: {options.out}")
@@ -517,7 +518,7 @@ def _check_outputs(picture: Path | None, numbers: Path | None) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = Parser(prog="python -m aent_llm compare", description=(__doc__ or "").partition("\n")[0])
+    parser = cli.Parser(prog="python -m aent_llm compare", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("runs", nargs="+", metavar="RUN", help="run directories, as written by train")
     parser.add_argument(
         "--group-by", default="config", metavar="BY",
@@ -531,4 +532,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(cli.run("aent_llm compare", main, extra="llm"))

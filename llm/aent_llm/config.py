@@ -18,6 +18,8 @@ TrlParser) they are JSON, a name or a number:
 
     --entropy_support '{"type": "top_k", "k": 9}' --entropy_controller 0.01
 
+A number is a number and text is text, but for ``1e-3``, which the YAML of TRL's files takes for text.
+
 Where TRL has a method built in (clip-higher, Skywork-OR1) the method's name sets TRL's fields; otherwise TRL's own
 entropy bonus is refused beside ours: two bonuses in one loss have no meaning.
 """
@@ -27,10 +29,12 @@ from __future__ import annotations
 import json
 import math
 import numbers
+import re
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, is_dataclass
 from typing import Any, ClassVar, NamedTuple, get_args
 
+import numpy as np
 from trl.trainer.grpo_config import GRPOConfig
 
 from aent.controllers import Constant, Controller
@@ -41,7 +45,7 @@ from aent_llm.agreement import check_generation_kwargs
 from aent_llm.entropy_head import Engine
 from aent_llm.ranges import ranges_of
 from aent_llm.rewards import CORRECT_REWARD
-from aent_llm.schema import check_fields
+from aent_llm.schema import REAL, check_fields, short
 
 __all__ = ["AEntGRPOConfig", "Parts", "controller", "parts", "shaping", "support"]
 
@@ -63,11 +67,11 @@ def controller(given: Any) -> Controller:
     """Read a controller: ``{"type": "band", "initial": 2e-3, ...}``, a number (constant coefficient) or a rule itself.
 
     Raises:
-        ValueError: as ``support``.
+        ValueError: as ``support``; a number that float32 cannot compute with.
     """
     if isinstance(given, numbers.Real) and not isinstance(given, bool):
         given = {"type": "Constant", "coefficient": float(given)}
-    return Controller.registry.read(given, "entropy_controller")
+    return _in_float32(Controller.registry.read(given, "entropy_controller"), "entropy_controller")
 
 
 def shaping(given: Any) -> Shaping:
@@ -76,7 +80,15 @@ def shaping(given: Any) -> Shaping:
     Raises:
         ValueError: as ``support``.
     """
-    return Shaping.registry.read(given, "entropy_shaping")
+    return _in_float32(Shaping.registry.read(given, "entropy_shaping"), "entropy_shaping")
+
+
+def _in_float32(rule: Any, where: str) -> Any:
+    """Give back a rule whose numbers leave the loss finite, which is computed in float32."""
+    for name, value in (vars(rule) if is_dataclass(rule) else {}).items():
+        if isinstance(value, int | float | np.number | np.ndarray) and np.any(np.abs(np.asarray(value, float)) > REAL):
+            raise ValueError(f"{where}: {name}={value!r} overflows in float32; give at most {REAL:g}")
+    return rule
 
 
 class Parts(NamedTuple):
@@ -117,6 +129,12 @@ def parts(name: str | None, support_: Any = None, controller_: Any = None, shapi
     return Parts(over, moves, shapes, {})
 
 
+def check_weights(weights: list[float] | None) -> None:
+    """Raise ValueError for weights of rewards under which no reward counts."""
+    if weights is not None and not any(weights):
+        raise ValueError(f"reward_weights={weights}: no reward has a weight, so none would be learnt from; give one")
+
+
 @dataclass
 class AEntGRPOConfig(GRPOConfig):
     """``trl.GRPOConfig`` and the entropy block. Entropies are nats per completion token at the sampling temperature.
@@ -126,8 +144,8 @@ class AEntGRPOConfig(GRPOConfig):
 
     Raises:
         ValueError: TRL's ``entropy_coef`` or ``use_adaptive_entropy`` beside ours; a rollout phase that is not a whole
-            number of optimiser steps; ``save_total_limit`` 1; a setting of TRL that a shaping rule cannot honour;
-            anything the support, the controller or the rule refuses.
+            number of optimiser steps; rewards that all weigh 0; ``save_total_limit`` 1; a setting of TRL that a shaping
+            rule cannot honour; anything the support, the controller or the rule refuses.
     """
 
     _VALID_DICT_FIELDS: ClassVar[list[str]] = [*GRPOConfig._VALID_DICT_FIELDS, *PARTS]
@@ -187,6 +205,7 @@ class AEntGRPOConfig(GRPOConfig):
 
     def __post_init__(self) -> None:
         check_fields(self, settings=ranges_of(type(self)))
+        check_weights(self.reward_weights)
         for name in PARTS:
             setattr(self, name, _from_text(getattr(self, name), name))
         self._resolve_parts()
@@ -319,15 +338,25 @@ class AEntGRPOConfig(GRPOConfig):
 
 
 def _from_text(value: Any, where: str) -> Any:
-    """Read what a command line gives: JSON or a number; a name, and what is no text, is returned as it is."""
+    """Read what a command line or TRL's YAML gives: JSON, or numbers; a name, and what is no text, stays as it is."""
+    if isinstance(value, dict):
+        return {key: _from_yaml_1_1(one) for key, one in value.items()}
     if not isinstance(value, str):
         return value
     try:
         return json.loads(value)
+    except RecursionError:
+        raise ValueError(f"{where}={short(value)}: nested too deeply; expected e.g. '{_JSON}'") from None
     except json.JSONDecodeError as error:
         if value.lstrip().startswith(("{", "[")):
-            raise ValueError(f"{where}={value}: not JSON ({error}), expected e.g. '{_JSON}'") from None
+            raise ValueError(f"{where}={value}: not JSON ({error}); expected e.g. '{_JSON}'") from None
     try:
         return float(value)
     except ValueError:
         return value
+
+
+def _from_yaml_1_1(value: Any) -> Any:
+    """``1e-3`` is text to YAML 1.1, which TRL reads its files as; any other text stays text."""
+    is_number = isinstance(value, str) and re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+", value)
+    return float(value) if is_number else value

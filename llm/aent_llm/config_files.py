@@ -9,11 +9,12 @@
 
 from __future__ import annotations
 
-import argparse
 import difflib
 from collections.abc import Iterable
 from itertools import takewhile
 from pathlib import Path
+
+from aent.cli import Parser
 
 __all__ = ["CONFIGS", "find_config", "main"]
 
@@ -69,8 +70,8 @@ def _about(path: Path) -> str:
     return " ".join(comment).partition(". ")[0]
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser() -> Parser:
     about = "List the configs that come with the package, or print one of them."
-    parser = argparse.ArgumentParser(prog="python -m aent_llm configs", description=about)
+    parser = Parser(prog="python -m aent_llm configs", description=about)
     parser.add_argument("name", nargs="?", help="print this one, to start from: ... configs NAME > mine.yaml")
     return parser

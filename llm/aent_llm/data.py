@@ -23,10 +23,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from tqdm.auto import tqdm
 
+from aent.names import suggest
+
 from .announcements import boxed_answer, hash_answer
 from .answers import reference_text
-from .rewards import did_you_mean, is_plain, parses
-from .schema import Count, NaturalNumber, check_fields, setting, short
+from .rewards import is_plain, parses
+from .schema import Count, Seed, check_fields, setting, short
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -74,7 +76,7 @@ class DataConfig:
     )
     limit: Count | None = setting(None, "use the first so many rows")
     count: Count | None = setting(None, "number of problems to generate, embedded task only")
-    seed: NaturalNumber = setting(0, "which problems are generated, embedded task only")
+    seed: Seed = setting(0, "which problems are generated, embedded task only")
     faulty: Literal["error", "drop"] = setting(
         "error", "rows that cannot be used: `error` stops, `drop` leaves them out and warns"
     )
@@ -298,7 +300,7 @@ def _check_columns(config: DataConfig, table: _Table) -> None:
     for name in sorted(_needed(config).difference(table.columns)):
         raise ValueError(
             f"{table.place} has no column {name!r}, which {asked_by.get(name, 'data.template')} names"
-            f"{did_you_mean(name, table.columns)} Columns: {', '.join(table.columns)}"
+            f"{suggest(name, table.columns) or '.'} Columns: {', '.join(table.columns)}"
         )
 
 
@@ -362,7 +364,7 @@ def _extractor(rule: str | None) -> Any:
     if pattern.groups != 1:
         raise ValueError(
             f"data.answer_extract {rule!r} has {pattern.groups} groups, expected one"
-            f"{did_you_mean(rule or '', ('boxed', 'hash', 'first'))} "
+            f"{suggest(rule, ('boxed', 'hash', 'first')) or '.'} "
             "Give 'boxed', 'hash', 'first' or a regular expression like 'answer: (.+)'"
         )
     return lambda text: next((match.group(1) for match in reversed(list(pattern.finditer(text)))), None)

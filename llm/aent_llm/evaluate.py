@@ -34,7 +34,7 @@ from aent.runs import provenance
 from aent_llm import benchmarks
 from aent_llm.announcements import voted_answer
 from aent_llm.rewards import CORRECT_REWARD, score_completions
-from aent_llm.schema import Count, NaturalNumber, NonNegative, check_fields, setting
+from aent_llm.schema import COLDEST, Count, NaturalNumber, NonNegative, Seed, check_fields, setting
 from aent_llm.tasks import (
     Model,
     Task,
@@ -69,12 +69,14 @@ class EvalConfig:
     top_p: Annotated[float, Field(gt=0, le=1)] = setting(1.0, "sample from the most likely tokens of this mass; 1: all")
     top_k: NaturalNumber = setting(0, "sample from so many most likely tokens; 0: all")
     max_tokens: Count = setting(64, "of a completion")
-    seed: NaturalNumber = setting(0, "of completions and intervals")
-    bootstrap: Count = setting(1000, "resamples behind an interval")
+    seed: Seed = setting(0, "of completions and intervals")
+    bootstrap: Annotated[int, Field(ge=1, le=1_000_000)] = setting(1000, "resamples behind an interval")
     limit: Count | None = setting(None, "only the first problems")
 
     def __post_init__(self) -> None:
         check_fields(self)
+        if 0 < self.temperature < COLDEST:
+            raise ValueError(f"temperature={self.temperature:g}: logits over it overflow; use 0, which is greedy")
         if self.temperature == 0 and self.samples > 1:
             raise ValueError(
                 f"temperature=0 with samples={self.samples}: greedy samples are all equal. "

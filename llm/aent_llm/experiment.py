@@ -49,11 +49,13 @@ from aent_llm.tiny import TinySpec
 __all__ = ["CONFIGS", "EvaluationConfig", "Experiment", "ModelConfig", "load_experiment", "reference"]
 
 PARTS = ("support", "controller", "shaping")
+LARGEST_ROLLOUT = 2**31  # tokens of a process, of which some ten numbers each are kept
 NOT_SET_HERE = {  # a field of AEntGRPOConfig -> where it is set instead
     "output_dir": "by --output on the command line",
     "resume_from_checkpoint": "by --resume on the command line",
     "parallelism_config": "by accelerate's own config file",
     "reward_funcs": "in the block rewards",
+    "model_init_kwargs": "in the block model",
 }
 
 
@@ -180,6 +182,13 @@ class Experiment:
                 f"{self.name}: train.generation_batch_size={whole} is not a multiple of the {micro} completions of a "
                 f"micro-batch ({micro // processes} x {processes} process(es)): use a multiple, or leave it out"
             )
+        tokens = asked // processes * self.of_train("max_completion_length")
+        if tokens > LARGEST_ROLLOUT:
+            raise ValueError(
+                f"{self.name}: a rollout of {asked // processes} completions per process (train.{lengths}) of up to "
+                f"{self.of_train('max_completion_length')} tokens has more than {LARGEST_ROLLOUT:,} tokens, which no "
+                "process holds: take fewer at a time"
+            )
         if asked % group:
             raise ValueError(
                 f"{self.name}: a rollout of {asked} completions (train.{lengths}) is not whole groups of "
@@ -241,7 +250,7 @@ def overridden(raw: dict[str, Any], overrides: Mapping[str, Any], places: Places
         ValueError: a key without text between its dots, or below a value that is no block.
     """
     raw = dict(raw)
-    if "entropy.method" in overrides and isinstance(raw.get("entropy"), dict):
+    if overrides.get("entropy.method") is not None and isinstance(raw.get("entropy"), dict):
         raw["entropy"] = {key: value for key, value in raw["entropy"].items() if key not in (*PARTS, "warmup_steps")}
     for dotted, value in overrides.items():
         *parents, last = dotted.split(".")
@@ -325,6 +334,8 @@ def _rewards(given: Any, places: Places) -> tuple[tuple[str, ...], list[float] |
 
 
 def _train(given: Any, rewards: tuple[str, ...], weights: list[float] | None, places: Places) -> dict[str, Any]:
+    from aent_llm.config import check_weights
+
     for key in given if isinstance(given, Mapping) else ():
         elsewhere = "in the block entropy" if key in _ours() else NOT_SET_HERE.get(key)
         if elsewhere:
@@ -340,6 +351,10 @@ def _train(given: Any, rewards: tuple[str, ...], weights: list[float] | None, pl
             f"{here}train.reward_weights: expected one number for each of {', '.join(rewards)}, got "
             f"{short(train['reward_weights'])}"
         )
+    try:
+        check_weights(train.get("reward_weights"))
+    except ValueError as error:
+        raise ValueError(f"{places.of(('rewards',)) if weights else here}{error}") from None
     for name in ("logging_steps", "save_steps"):
         every = train.get(name, 1)
         if every > 1 and every != int(every):
@@ -455,7 +470,7 @@ def lora_block() -> Block:
 
     named = Literal["gaussian", "eva", "olora", "pissa", "corda", "loftq", "orthogonal", "mica"]
     changed: dict[str, Any] = {
-        "r": Count,
+        "r": Annotated[int, Field(ge=1, le=65_536)],
         "lora_alpha": Count,
         "lora_dropout": Annotated[float, Field(ge=0, lt=1)],
         "init_lora_weights": bool | named | Annotated[str, Field(pattern=r"^pissa_niter_\d+$")],

@@ -12,7 +12,7 @@ from trl.trainer.utils import is_async_callable
 
 __all__ = ["NonFiniteError", "are_finite", "check_rewards"]
 
-FLOAT32 = torch.finfo(torch.float32).max  # TRL keeps rewards in float32
+LARGEST = 1e18  # of a reward: TRL squares them in float32 for the deviation of a group
 SHOWN = 200  # characters of a prompt and a completion in a message
 
 
@@ -76,7 +76,7 @@ def _fault(found: Any, expected: int) -> tuple[int | None, str] | None:
             number = math.nan if isinstance(value, str | bytes) else float(value)
         except (TypeError, ValueError, OverflowError):
             number = math.nan
-        if not abs(number) <= FLOAT32:
+        if not abs(number) <= LARGEST:
             return row, f"{value!r}"
     return None
 

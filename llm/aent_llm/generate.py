@@ -30,7 +30,7 @@ from transformers.models.auto.tokenization_auto import get_tokenizer_config
 from transformers.utils.chat_template_utils import _get_template_variables
 
 from aent.extras import install_line
-from aent_llm.rewards import did_you_mean
+from aent.names import suggest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -297,7 +297,7 @@ def chat_options(given: Mapping[str, Any] | str | None, tokenizer: PreTrainedTok
     if unknown := sorted(set(options) - switches - {"documents"}):
         raise ValueError(
             f"chat_template_kwargs: the model's chat template has no switch {unknown[0]!r}"
-            f"{did_you_mean(unknown[0], switches)} It reads: {', '.join(sorted(switches)) or 'none'}"
+            f"{suggest(unknown[0], switches) or '.'} It reads: {', '.join(sorted(switches)) or 'none'}"
         )
     return options
 

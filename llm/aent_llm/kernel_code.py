@@ -10,7 +10,6 @@ Beyond registers, spills and instructions this knows nothing of speed: that is w
 
 from __future__ import annotations
 
-import argparse
 import os
 import re
 import subprocess
@@ -19,6 +18,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+
+from aent import cli
 
 __all__ = ["Code", "compile_all", "main"]
 
@@ -132,10 +133,8 @@ def _row_loops(code: list[tuple[int, str]]) -> list[int]:
 
 def main(arguments: list[str] | None = None) -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(
-        prog="python -m aent_llm.kernel_code", description=(__doc__ or "").partition("\n")[0]
-    )
-    parser.add_argument("--capability", type=int, default=90, help="of the GPU: 80, 90, 100 ...")
+    parser = cli.Parser(prog="python -m aent_llm.kernel_code", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--capability", type=cli.whole_number(1), default=90, help="of the GPU: 80, 90, 100 ...")
     capability = parser.parse_args(arguments).capability
     if os.environ.pop("TRITON_INTERPRET", "0") != "0":
         parser.error("TRITON_INTERPRET is set: interpreted kernels are not compiled; unset it")
@@ -149,4 +148,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(cli.run("aent_llm.kernel_code", main, extra="llm"))

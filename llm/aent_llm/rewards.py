@@ -15,12 +15,13 @@ dotted path instead (``reward_function``).
 from __future__ import annotations
 
 import asyncio
-import difflib
 import functools
 import importlib
 import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+
+from aent.names import suggest
 
 from . import mathematics
 from .announcements import announced_answer, completion_text, read_final
@@ -178,7 +179,7 @@ def reward_function(name: str) -> Reward:
     if "." not in name and ":" not in name:
         known = ", ".join(BUILT_IN)
         raise ValueError(
-            f"unknown reward {name!r}{did_you_mean(name, BUILT_IN)} Expected one of {known}, or the dotted path of a "
+            f"unknown reward {name!r}{suggest(name, BUILT_IN) or '.'} Expected one of {known}, or the dotted path of a "
             "callable (package.module:function)"
         )
     module_name, _, attribute = name.partition(":") if ":" in name else name.rpartition(".")
@@ -190,7 +191,9 @@ def reward_function(name: str) -> Reward:
             "module that imports from this folder, or add its folder to PYTHONPATH"
         ) from error
     if not hasattr(module, attribute):
-        raise ValueError(f"reward {name!r}: {module_name} has no {attribute!r}{did_you_mean(attribute, vars(module))}")
+        raise ValueError(
+            f"reward {name!r}: {module_name} has no {attribute!r}{suggest(attribute, vars(module)) or '.'}"
+        )
     return _checked(name, getattr(module, attribute))
 
 
@@ -215,9 +218,3 @@ def _checked(name: str, function: Any) -> Any:
             "Write it as f(completions, answer, **kwargs)"
         ) from error
     return function
-
-
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """The end of a sentence about an unknown word."""
-    close = difflib.get_close_matches(word, list(known), n=1)
-    return f": did you mean {close[0]!r}?" if close else "."

@@ -40,6 +40,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from aent.cli import BrokenOff
 from aent.extras import install_line
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ MEBIBYTE = 1 << 20
 PROBED_COLUMNS = 1024  # of a packed matrix; a stale tensor differs in nearly all of them
 
 
-class SyncError(RuntimeError):
+class SyncError(BrokenOff):
     """The sampler does not hold the trainer's policy."""
 
 

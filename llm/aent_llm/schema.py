@@ -15,38 +15,48 @@ Left out: rules between fields, which are the ``__post_init__`` of each dataclas
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import enum
 import functools
+import itertools
+import math
 import os
 import re
 import types
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import MISSING
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
-from pydantic import BeforeValidator, ConfigDict, Field, StrictBool, ValidationError, create_model
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, StrictBool, ValidationError, create_model
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 from ruamel.yaml.events import AliasEvent, CollectionEndEvent, CollectionStartEvent
 from ruamel.yaml.parser import ParserError
 from ruamel.yaml.scanner import ScannerError
 
+from aent.names import suggest
+
 __all__ = [
-    "Block", "Count", "NaturalNumber", "NonNegative", "Places", "Positive", "Share", "Text", "block", "check_fields",
-    "describe", "narrowed", "parse_yaml", "read_yaml", "setting", "short",
+    "COLDEST", "Block", "Count", "NaturalNumber", "NonNegative", "Places", "Positive", "Seed", "Share", "Temperature",
+    "Text", "block", "check_fields", "describe", "narrowed", "parse_yaml", "read_yaml", "setting", "short",
 ]  # fmt: skip
 
 Count = Annotated[int, Field(ge=1)]
 NaturalNumber = Annotated[int, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]  # of numpy
+COLDEST = 1e-6  # temperature: logits over less overflow in float32
+Temperature = Annotated[float, Field(ge=COLDEST)]
 NonNegative = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Text = Annotated[str, Field(min_length=1)]
 
 KeyPath = tuple[str | int, ...]
-LARGEST = 20_000  # values of a file, its aliases written out; a config has some hundred
+LONGEST = 1_000_000  # bytes of a file, DEEPEST blocks in each other, LARGEST values with the aliases written out:
+DEEPEST = 100  # a config has a hundredth of each, and the parser takes minutes for more
+LARGEST = 20_000
+TOO_DEEP = f"nested more than {DEEPEST} deep, which no settings are"
+WHOLE, REAL = 2**63 - 1, 1e30  # the largest numbers: 64 bits; room for products in float32
 OPTION = "--set"  # the place of a key on the command line
 SHOWN = 8  # names of a choice that a message lists
 
@@ -84,9 +94,13 @@ def read_yaml(path: Path) -> tuple[Any, Places]:
     """Read a file as plain dicts, lists, text and numbers, with the line of every key.
 
     Raises:
-        OSError: it cannot be read. ValueError: not UTF-8, not YAML, a key twice or not text, a tag.
+        OSError: it cannot be read.
+        ValueError: not UTF-8, not YAML, a key twice or not text, a tag; larger or deeper than settings are.
     """
-    content = path.read_bytes()
+    with path.open("rb") as file:
+        content = file.read(LONGEST + 1)
+    if len(content) > LONGEST:
+        raise ValueError(f"{path}: more than {LONGEST:,} bytes are no settings")
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -101,27 +115,32 @@ def read_yaml(path: Path) -> tuple[Any, Places]:
 def parse_yaml(text: str, place: str, lines: dict[KeyPath, str] | None = None) -> Any:
     """Parse a YAML text; ``lines`` receives the place of every key. Raises as ``read_yaml``."""
     try:
-        _refuse_loops(text, place, several_lines=lines is not None)
+        _refuse_traps(text, place, several_lines=lines is not None)
         tree = YAML(typ="rt", pure=True).load(text)
     except YAMLError as error:
         raise ValueError(_yaml_fault(error, place, several_lines=lines is not None)) from None
-    except RecursionError:
-        raise ValueError(f"{place}: nested too deeply to be settings") from None
     budget = iter(range(LARGEST))
     return _plain(tree, (), place, lines, budget)
 
 
-def _refuse_loops(text: str, place: str, *, several_lines: bool) -> None:
-    """Raise ValueError for an alias inside the block that it names, which the loader takes for null."""
+def _refuse_traps(text: str, place: str, *, several_lines: bool) -> None:
+    """Raise ValueError for what the loader takes minutes for, or for null: an alias inside the block that it names."""
+    steps = (1 if bracket in "[{" else -1 for bracket in re.findall(r"[\[\]{}]", text))
+    if max(itertools.accumulate(steps), default=0) > DEEPEST:  # the parser looks far ahead into brackets
+        raise ValueError(f"{place}: {TOO_DEEP}")
     around: list[str | None] = []  # anchors of the blocks and lists that are open
-    for event in YAML(typ="rt", pure=True).parse(text):
+    for number, event in enumerate(YAML(typ="rt", pure=True).parse(text)):
+        at = f"{place}, line {event.start_mark.line + 1}" if several_lines else place
         if isinstance(event, CollectionStartEvent):
             around.append(event.anchor)
         elif isinstance(event, CollectionEndEvent):
             around.pop()
         elif isinstance(event, AliasEvent) and event.anchor in around:
-            at = f"{place}, line {event.start_mark.line + 1}" if several_lines else place
             raise ValueError(f"{at}: the alias *{event.anchor} stands inside what it names; write the value out")
+        if len(around) > DEEPEST:
+            raise ValueError(f"{at}: {TOO_DEEP}")
+        if number > LARGEST:
+            raise ValueError(f"{at}: {LARGEST:,} keys and values and more are no settings")
 
 
 def _yaml_fault(error: Any, place: str, several_lines: bool) -> str:
@@ -152,7 +171,7 @@ def _plain(value: Any, path: KeyPath, place: str, lines: dict[KeyPath, str] | No
                 lines[below] = f"{place}, line {written[key][0] + 1}"
             if isinstance(value, dict) and not (isinstance(key, str) and key):
                 here = Places(place, lines or {}).of(below)
-                raise ValueError(f"{here}{_dotted(path)}: a key must be text, got {_shown(key)}; put it in quotes")
+                raise ValueError(f"{here}{_in(path)}a key must be text, got {_shown(key)}; put it in quotes")
             found.append((key, _plain(one, below, place, lines, budget)))
         return dict(found) if isinstance(value, dict) else [one for _, one in found]
     if value is None or isinstance(value, bool):
@@ -161,7 +180,7 @@ def _plain(value: Any, path: KeyPath, place: str, lines: dict[KeyPath, str] | No
         if isinstance(value, kind) and not tag:
             return kind(value)
     what = f"the tag {tag}" if tag else f"a {type(value).__name__}"
-    raise ValueError(f"{here}{_dotted(path)}: {what} is no setting; write text in quotes, a number, true or false")
+    raise ValueError(f"{here}{_in(path)}{what} is no setting; write text in quotes, a number, true or false")
 
 
 # ------------------------------------------------------------------------------------------------------------- types
@@ -199,9 +218,9 @@ def _typed(hint: Any) -> Any:
     if hint is bool:
         return StrictBool
     if hint is int:
-        return Annotated[int, BeforeValidator(_no_truth)]
+        return Annotated[int, AfterValidator(_below(WHOLE)), BeforeValidator(_no_truth)]
     if hint is float:
-        return Annotated[float, Field(allow_inf_nan=False), BeforeValidator(_no_truth)]
+        return Annotated[float, Field(allow_inf_nan=False), AfterValidator(_below(REAL)), BeforeValidator(_no_truth)]
     if hint is str:
         return Annotated[str, BeforeValidator(lambda given: os.fspath(given) if isinstance(given, Path) else given)]
     if origin is Annotated:
@@ -234,6 +253,15 @@ def _no_truth(given: Any) -> Any:
     if isinstance(given, bool):
         raise ValueError("not a number")
     return given
+
+
+def _below(limit: float) -> Callable[[Any], Any]:
+    def check(number: Any) -> Any:
+        if abs(number) > limit:
+            raise ValueError("too large")
+        return number
+
+    return check
 
 
 def describe(kind: Any) -> str:
@@ -297,7 +325,7 @@ class Block:
             ValueError: not a block, an unknown or missing key, a value of another type or out of its range.
         """
         if given is not None and not isinstance(given, Mapping):
-            what = f"{_dotted(path)}: expected a block of settings (key: value), got {_shown(given)}"
+            what = f"{_in(path)}expected a block of settings (key: value), got {_shown(given)}"
             raise ValueError(f"{places.of(path)}{what}")
         given = given or {}
         try:
@@ -314,15 +342,13 @@ class Block:
         others = [str(one) for one in faults if one != key]
         rest = f" (also wrong: {', '.join(others)})" if others else ""
         if key not in self.settings:
-            close = difflib.get_close_matches(str(key), list(self.settings), n=1)
             listed = f"; known here: {', '.join(self.settings)}" if len(self.settings) < 20 else ""
-            hint = f"; did you mean {close[0]!r}?" if close else listed
-            return f"{place}{_dotted(path)}: unknown key {key!r}{hint}{rest}"
+            hint = suggest(key, self.settings) or listed
+            block = _in(path) or f"{key}: " * place.startswith(OPTION)
+            return f"{place}{block}unknown key {key!r}{hint}{rest}"
         kind = describe(self.settings[key].kind)
         if key not in given:
-            return (
-                f"{places.of(path)}{_dotted(path)}: the key {key!r} is needed: {self.settings[key].help or kind}{rest}"
-            )
+            return f"{places.of(path)}{_in(path)}the key {key!r} is needed: {self.settings[key].help or kind}{rest}"
         return f"{place}{name}: expected {kind}, got {_shown(given[key])}{_cure(self.settings[key], given[key])}{rest}"
 
     def reference(self, prefix: str = "") -> str:
@@ -364,19 +390,26 @@ def _cure(setting: Setting, given: Any) -> str:
     kinds = get_args(setting.kind) if get_origin(setting.kind) in (Union, types.UnionType) else (setting.kind,)
     names = [str(name) for one in kinds if get_origin(one) is Literal for name in get_args(one)]
     bases = [_base(one) for one in kinds]
-    if close := difflib.get_close_matches(str(given), names, n=1):
-        return f"; did you mean {close[0]!r}?"
+    if hint := suggest(given, names):
+        return hint
     if given is None and setting.default is not MISSING:
         return f"; leave the key out for {_shown(setting.default)}"
     if isinstance(given, str) and dict in (get_origin(one) or one for one in kinds):
         return "; a block is {key: value}, or lines below the key, indented"
     if isinstance(given, str) and bool in bases:
         return "; write true or false without quotes"
-    return "; put text in quotes" if bases == [str] and not isinstance(given, str) else ""
+    if isinstance(given, int | float) and (math.inf > abs(given) > (REAL if float in bases else WHOLE)):
+        return "; that overflows"
+    return "; put text in quotes" if bases == [str] and not isinstance(given, str | None) else ""
 
 
 def _dotted(path: KeyPath) -> str:
-    return ".".join(str(one) for one in path) or "the file"
+    return ".".join(str(one) for one in path)
+
+
+def _in(path: KeyPath) -> str:
+    """The block that a sentence is about, as its start; of a whole file, which its place has named, nothing."""
+    return f"{_dotted(path)}: " if path else ""
 
 
 def _shown(value: Any) -> str:

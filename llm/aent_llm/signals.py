@@ -6,7 +6,7 @@
 
 Schedulers send SIGTERM some time before they kill. Elsewhere than between steps (loading, evaluation) ``Interrupted``
 is raised at once, and so it is by a second Ctrl-C. All ranks of a trainer stop at the same step, whichever got the
-signal.
+signal. Once all is written (``stop.done``) a signal changes nothing.
 
 Left out: signals of other names (SIGUSR1), and a checkpoint in the middle of a step.
 """
@@ -16,13 +16,14 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Interrupted", "Stop", "handled"]
+__all__ = ["Interrupted", "Stop", "handled", "whole_process"]
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 TWICE_SECONDS = 1.0  # a launcher passes a terminal's Ctrl-C on to processes that have it already
@@ -46,6 +47,7 @@ class Stop:
 
     def __init__(self) -> None:
         self.number = 0  # of the first signal
+        self.done = False  # nothing is left that a signal could stop
         self._at = 0.0
         self._waits = False
 
@@ -65,6 +67,8 @@ class Stop:
             raise Interrupted(self.number)
 
     def _ask(self, number: int, _: Any) -> None:
+        if self.done:
+            return
         again = number == signal.SIGINT and self.number and time.monotonic() - self._at > TWICE_SECONDS
         if again or not self._waits:
             raise Interrupted(number)
@@ -92,3 +96,21 @@ def handled() -> Iterator[Stop]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def whole_process(command: Callable[[], int]) -> int:
+    """Run a command as all that the process does: from its imports on a signal ends it in one line, after it none does.
+
+    The exit status of a command that is done stays its own while the interpreter shuts down, which takes a second with
+    torch.
+    """
+    stop = Stop()
+    for number in SIGNALS:
+        signal.signal(number, stop._ask)
+    try:
+        status = command()
+        stop.done = True
+    except Interrupted as stopped:  # before or after the part of the command that tells errors
+        print(f"stopped by {stopped}", file=sys.stderr)
+        return stopped.status
+    return status

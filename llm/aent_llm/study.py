@@ -16,6 +16,7 @@ further.
 from __future__ import annotations
 
 import argparse
+import collections
 import json
 import os
 import subprocess
@@ -28,6 +29,8 @@ from typing import Any
 import joblib
 import numpy as np
 
+from aent import cli
+from aent.files import check_writable, write_atomically
 from aent.runs import read_run
 from aent_llm.config_files import find_config
 
@@ -42,6 +45,7 @@ SUPPORTS: dict[str, dict[str, Any]] = {
 }
 BANDS = {"full": (0.28, 0.55), "drop33": (0.26, 0.52), "top64": (0.18, 0.36)}  # nats: 1/4 to 1/2 of the start
 STEP = 2.0  # controller step, in units of the starting coefficient: a miss of .1 nats moves it by a fifth of that
+SEED = cli.whole_number(0, 2**32 - 1)  # of numpy
 WARMUP = 30  # steps before it moves, as in the paper's setting (a)
 CURVES = (
     "reward", "entropy/full", "entropy/clamped", "entropy/clamp_gap", "entropy/dropped_mass", "entropy/grad_cosine",
@@ -124,19 +128,34 @@ def add_arguments(parser: argparse.ArgumentParser, *, folder: Path, config: str,
     """Flags of every experiment of many runs; ``run_all`` and ``record`` take them."""
     parser.add_argument("--folder", type=Path, default=folder, help="default: %(default)s")
     parser.add_argument("--config", default=config, help="file or name, as for train (default: %(default)s)")
-    parser.add_argument("--jobs", type=int, default=2, help="runs at a time (default: 2)")
+    parser.add_argument("--jobs", type=cli.workers, default=2, help="runs at a time (default: 2)")
     parser.add_argument("--out", type=Path, default=out, help="file of the record (default: %(default)s)")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override for every run")
     parser.add_argument("--dry-run", action="store_true", help="list the runs; run nothing")
 
 
 def run_all(runs: list[tuple[Any, int]], folder: Path, options: argparse.Namespace) -> int:
-    """Every (arm, seed), ``options.jobs`` at a time; the exit code: 1 if one failed. ``--dry-run`` only lists them."""
-    config = find_config(options.config)  # a wrong name is found here, not by every run
+    """Every (arm, seed), ``options.jobs`` at a time; the exit code: 1 if one failed. ``--dry-run`` only lists them.
+
+    Raises:
+        OSError, ValueError: a config, an override or a place that every run would stumble over; a run given twice.
+    """
+    from aent_llm.experiment import load_experiment
+    from aent_llm.train import override
+
+    config = find_config(options.config)
+    for arm in dict.fromkeys(arm.name for arm, _ in runs):
+        words = next(one for one, _ in runs if one.name == arm).overrides()
+        settings = [*(word.removeprefix("--set=") for word in words), *options.set]
+        load_experiment(config, dict(override(one) for one in settings))
+    counted = collections.Counter(f"{arm.name}/seed-{seed}" for arm, seed in runs)
+    if twice := [name for name, times in counted.items() if times > 1]:
+        raise ValueError(f"{', '.join(twice[:3])}: asked for twice; name each seed and method once")
     print(f"{len(runs)} runs into {folder}")
     if options.dry_run:
         print("\n".join(f"{arm.name}/seed-{seed}" for arm, seed in runs))
         return 0
+    check_writable(folder)
     extra = [f"--set={one}" for one in options.set]
     jobs = [joblib.delayed(run_arm)(arm, seed, folder, config, extra) for arm, seed in runs]
     failed = sum(code != 0 for code in joblib.Parallel(n_jobs=options.jobs, verbose=10)(jobs))
@@ -151,9 +170,12 @@ def record(folder: Path, out: Path, *, curves: Sequence[str] = CURVES, per_probl
 
     Raises:
         FileExistsError: ``out`` is there. FileNotFoundError: no run in ``folder`` is finished.
+        OSError: ``out`` cannot be written; says why and what to do.
+        ValueError: a file of a run is damaged; it is named.
     """
     if out.exists():
         raise FileExistsError(f"{out} exists; nothing was overwritten. Remove it or choose another --out")
+    check_writable(out.parent)
     lines: list[dict[str, Any]] = []
     for summary in sorted(folder.glob("*/*/*/summary.json")):
         stage, arm, seed = summary.parts[-4:-1]
@@ -163,13 +185,13 @@ def record(folder: Path, out: Path, *, curves: Sequence[str] = CURVES, per_probl
             lines.append({"provenance": kept, "config": config})  # a command line holds paths of one machine
         last = {entry["step"]: entry for entry in metrics}  # after a resume the later line of a step counts
         steps = sorted(last)
-        result = json.loads(summary.read_text(encoding="utf-8"))
+        result = _read_summary(summary)
         lines.append(
             {
                 "stage": stage,
                 "arm": arm,
                 "seed": int(seed.removeprefix("seed-")),
-                "entropy": config["entropy"],
+                "entropy": config.get("entropy"),
                 "step": steps,
                 "curves": {key: [_short(last[step].get(key)) for step in steps] for key in curves},
                 **{when: _summed_up(result[when], per_problem) for when in ("before", "after")},
@@ -178,16 +200,15 @@ def record(folder: Path, out: Path, *, curves: Sequence[str] = CURVES, per_probl
         )
     if not lines:
         raise FileNotFoundError(f"no finished run in {folder}: nothing to record")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    write_atomically(out, "".join(json.dumps(line) + "\n" for line in lines))
     return len(lines) - 1
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run a stage, or write the record."""
-    parser = argparse.ArgumentParser(prog="python -m aent_llm.study", description=(__doc__ or "").partition("\n")[0])
+    parser = cli.Parser(prog="python -m aent_llm.study", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("stage", choices=("sweep", "compare", "record"))
-    parser.add_argument("--seeds", type=int, nargs="+", help="default: 100 101 for the sweep, 0 to 4 to compare")
+    parser.add_argument("--seeds", type=SEED, nargs="+", help="default: 100 101 for the sweep, 0 to 4 to compare")
     add_arguments(parser, folder=Path("runs/study"), config=CONFIG, out=Path("paper_figures/records/llm_tiny.jsonl"))
     options = parser.parse_args(argv)
     if options.stage == "record":
@@ -201,8 +222,19 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _accuracies(folder: Path) -> list[float]:
-    summaries = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*/summary.json"))]
-    return [accuracy(one["after"]) for one in summaries]
+    return [accuracy(_read_summary(path)["after"]) for path in sorted(folder.glob("*/summary.json"))]
+
+
+def _read_summary(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_bytes())
+        int(path.parent.name.removeprefix("seed-"))
+        return {**found, "after": found["after"], "before": found["before"], "seconds": float(found["seconds"])}
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(
+            f"{path} is damaged, or not of a run of this study ({type(error).__name__}: {error}): remove its folder, "
+            "and the run is made again"
+        ) from None
 
 
 def accuracy(result: dict[str, Any] | None) -> float:
@@ -227,4 +259,4 @@ def _summed_up(result: dict[str, Any], per_problem: bool) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(cli.run("aent_llm.study", main, extra="llm"))

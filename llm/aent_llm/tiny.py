@@ -29,15 +29,16 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
+from pydantic import Field
 
 from aent.files import draft_folder, explain, remove_stale_drafts, write_atomically
 from aent_llm.announcements import completion_text
 from aent_llm.answers import reference_text
 
-from .schema import Count, NaturalNumber, Positive, check_fields, setting
+from .schema import Count, NaturalNumber, Positive, Seed, check_fields, setting
 
 if TYPE_CHECKING:
     import torch
@@ -53,6 +54,7 @@ COMPLETION_TOKENS = 9  # the longest is 11,13=21 and <eos>
 LARGEST_VOCABULARY = TASK_TOKENS + 75**2 + 75**3  # words of two and three syllables
 CHAT_TEMPLATE = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
 COMPLETE = {"spec.json", "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
+Width = Annotated[int, Field(ge=1, le=65_536)]
 DIGESTS = "sha256.json"  # of every file that was written before it
 
 
@@ -65,10 +67,10 @@ class TinySpec:
     """
 
     vocabulary: int = setting(16_384, "tokens, of which the task has 26")
-    hidden: Count = setting(64, "width, a multiple of `head_dim`")
-    intermediate: Count = setting(256, "width of the feed-forward layers")
-    layers: Count = setting(2, "number of layers")
-    head_dim: Count = setting(32, "width of an attention head; vLLM on a CPU takes no less than 32")
+    hidden: Width = setting(64, "width, a multiple of `head_dim`")
+    intermediate: Width = setting(256, "width of the feed-forward layers")
+    layers: Annotated[int, Field(ge=1, le=1000)] = setting(2, "number of layers")
+    head_dim: Width = setting(32, "width of an attention head; vLLM on a CPU takes no less than 32")
     warmup_steps: NaturalNumber = setting(400, "steps of the first stage, `skill`")
     skill_share: float = setting(0.95, "share of its examples that write the running totals first")
     habit_steps: NaturalNumber = setting(80, "steps of the second stage, `habit`")
@@ -78,7 +80,7 @@ class TinySpec:
     tail_exponent: float = setting(1.0, "among them it falls as rank to the power `-tail_exponent`")
     batch_size: Count = setting(128, "problems a step")
     learning_rate: Positive = setting(5e-3, "of the first stage")
-    seed: NaturalNumber = setting(0, "of weights and batches")
+    seed: Seed = setting(0, "of weights and batches")
 
     def __post_init__(self) -> None:
         check_fields(self, "tiny")

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from aent.cli import Parser
-from aent.files import write_atomically
+from aent.files import check_writable, write_atomically
 from aent.runs import Run, changes, locked, read_run
 from aent_llm import signals
 from aent_llm.checkpoint import (
@@ -51,7 +51,7 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     if options.processes < 1:
         raise ValueError(f"--processes {options.processes}: expected a number of GPUs, 1 or more")
-    overrides = dict(_override(one) for one in options.set)
+    overrides = dict(override(one) for one in options.set)
     if options.seed is not None:
         overrides["train.seed"] = options.seed
     if options.resume and not options.output:
@@ -61,9 +61,8 @@ def main(argv: list[str] | None = None) -> int:
     else:
         experiment = load_experiment(options.config or DEFAULT, overrides)
     if options.dry_run:
-        if options.output:
-            _check_directory(Path(options.output), options.resume)
-        return dry_run(experiment, options.processes)
+        output = Path(options.output) if options.output else None
+        return dry_run(experiment, options.processes, output, resume=options.resume)
     output = Path(options.output) if options.output else free_directory(Path("runs") / experiment.name)
     return train(experiment, output, resume=options.resume)
 
@@ -88,11 +87,19 @@ def free_directory(wanted: Path) -> Path:
     return next(path for path in paths if not path.exists() or not any(path.iterdir()))
 
 
-def dry_run(experiment: Experiment, processes: int) -> int:
-    """Check all that can be checked without weights, and print what would run; downloads nothing, needs no GPU."""
+def dry_run(experiment: Experiment, processes: int, output: Path | None = None, *, resume: bool = False) -> int:
+    """Check all that can be checked without weights, and print what would run; downloads nothing, needs no GPU.
+
+    Raises:
+        OSError, ValueError: as ``train``, but for a lock that another process holds.
+    """
     from rich import print as show
     from torch.cuda import is_available
 
+    if output is not None:
+        _check_directory(output, resume)
+        if resume:
+            changes(output, _config(experiment), may_change)
     skipped: list[str] = []
     changed = {}
     if not is_available() and not experiment.train.get("use_cpu") and experiment.train.get("bf16") is not False:
@@ -102,7 +109,9 @@ def dry_run(experiment: Experiment, processes: int) -> int:
     whole = experiment.of_train("per_device_train_batch_size") * processes  # one process that does what all would
     with from_cache_only():
         args = experiment.training_arguments("runs/dry", per_device_train_batch_size=whole, **changed)
-        prepare(experiment, args, processes=processes, skipped=skipped)
+        parts = prepare(experiment, args, processes=processes, skipped=skipped)
+    if output is not None and resume and parts.problems is not None:
+        _check_checkpoint(output, processes, args.max_steps, parts)
     show(experiment.plan(processes))
     if experiment.paper:
         show({"paper": experiment.paper})
@@ -146,7 +155,7 @@ def _train(experiment: Experiment, output: Path, resume: bool, stop: signals.Sto
         args = experiment.training_arguments(output)
         parts = prepare(experiment, args, processes=args.world_size)
         if resume:
-            _check_checkpoint(output, args, parts)
+            _check_checkpoint(output, args.world_size, args.max_steps, parts)
         model = load_model(experiment, parts.source)
         if _is_main_process():
             _show_log()
@@ -164,6 +173,9 @@ def _train(experiment: Experiment, output: Path, resume: bool, stop: signals.Sto
         after = _evaluated(trainer, experiment, parts, output / "after.json")
         if _is_main_process():
             finish(output, before, after, seconds=time.perf_counter() - started)
+        stop.done = True
+        if _is_main_process():
+            _show(output)
 
 
 def keep_freed_memory() -> None:
@@ -215,24 +227,31 @@ def make_trainer(experiment: Experiment, model: Any, args: Any, parts: Parts, ru
 
 
 def finish(output: Path, before: dict | None, after: dict | None, *, seconds: float) -> None:
-    """Write summary.json and curves.png, and print the table of the run.
+    """Write summary.json and, of what was logged, curves.png.
 
     Raises:
         OSError: a file cannot be written; says which, why and what to do.
     """
-    from rich.console import Console
-
-    from aent_llm.compare import draw, read_runs, table
+    from aent_llm.compare import draw, read_runs
 
     summary = {"before": before, "after": after, "seconds": round(seconds, 1)}
     write_atomically(output / "summary.json", json.dumps(summary, indent=2) + "\n")
+    if read_run(output)[2]:
+        picture = io.BytesIO()
+        draw(read_runs([output])).savefig(picture, format="png", dpi=150)
+        write_atomically(output / "curves.png", picture.getvalue())
+
+
+def _show(output: Path) -> None:
+    """Print the table of the run."""
+    from rich.console import Console
+
+    from aent_llm.compare import read_runs, table
+
     if not read_run(output)[2]:
         print(f"run directory: {output}   no curves: nothing was logged (train.logging_strategy: no)")
         return
-    runs, picture = read_runs([output]), io.BytesIO()
-    draw(runs).savefig(picture, format="png", dpi=150)
-    write_atomically(output / "curves.png", picture.getvalue())
-    Console().print(table(runs))
+    Console().print(table(read_runs([output])))
     print(f"run directory: {output}   curves: {output / 'curves.png'}")
 
 
@@ -289,8 +308,7 @@ def _check_directory(output: Path, resume: bool) -> None:
     place = next(one for one in (output.absolute(), *output.absolute().parents) if one.exists())
     if not place.is_dir():
         raise NotADirectoryError(f"{place} is a file, not a place for a run directory: choose another --output")
-    if not os.access(place, os.W_OK | os.X_OK):
-        raise PermissionError(f"{place} cannot be written to: choose another --output, or make it writable")
+    check_writable(place)
 
 
 def _is_main_process() -> bool:
@@ -331,14 +349,15 @@ def _open_run(experiment: Experiment, output: Path, seed: int, resume: bool) -> 
     return Run.restart(output, _config(experiment), seed)
 
 
-def _check_checkpoint(output: Path, args: Any, parts: Parts) -> None:
+def _check_checkpoint(output: Path, ranks: int, max_steps: int, parts: Parts) -> None:
     """Refuse before the model is loaded what the newest checkpoint and this launch do not agree on."""
     for folder in sealed(output):
         try:
             saved = read_seal(folder)["state"]["settings"]
         except ValueError:
             continue  # damaged: an earlier one will be used
-        check_settings(folder, saved, {"ranks": args.world_size, "dataset": dataset_digest(parts.problems)})
+        given = {"ranks": ranks, "max_steps": max_steps, "dataset": dataset_digest(parts.problems)}
+        check_settings(folder, saved, given)
         return
 
 
@@ -367,7 +386,8 @@ def _how_to_go_on(stopped: signals.Interrupted, output: Path) -> str:
     return f"stopped by {stopped}; {kept}. Go on with: python -m aent_llm train --output {output} --resume"
 
 
-def _override(text: str) -> tuple[str, Any]:
+def override(text: str) -> tuple[str, Any]:
+    """Split ``key=value`` of ``--set``; the value is YAML."""
     key, equals, value = text.partition("=")
     if not equals:
         raise ValueError(f"--set {text}: expected key=value, e.g. --set train.max_steps=20")

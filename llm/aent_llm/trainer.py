@@ -27,7 +27,7 @@ from transformers.utils import logging
 from trl.trainer.utils import create_model_from_path
 
 from aent.controllers import State
-from aent.entropy import Full, Tsallis, support_weights
+from aent.entropy import DropLowest, Full, TopK, Tsallis, support_weights
 from aent_llm import agreement, sampler
 from aent_llm import config as configs
 from aent_llm.config import AEntGRPOConfig
@@ -51,8 +51,8 @@ class AEntGRPOTrainer(SafeGRPOTrainer):
 
     Raises:
         TypeError: ``args`` is not an ``AEntGRPOConfig``.
-        ValueError: a clamp that keeps a single token of this vocabulary; a model or tools that the rule cannot work on;
-            while training, a reward that is no finite number, or a checkpoint that cannot be resumed.
+        ValueError: a clamp that keeps a single token of this vocabulary, or all; a model or tools that the rule cannot
+            work on; while training, a reward that is no finite number, or a checkpoint that cannot be resumed.
         NonFiniteError, aent_llm.sampler.SyncError: while training; each names step and cause.
         OSError: a checkpoint cannot be written; says where, why and what to do.
         aent_llm.signals.Interrupted: a signal came; names what was saved.
@@ -278,11 +278,22 @@ class AEntGRPOTrainer(SafeGRPOTrainer):
 
 
 def check_kept_tokens(support: Any, vocabulary: int) -> None:
-    """Refuse a clamp under which every entropy is 0, and a rule that does not answer with weights.
+    """Refuse a clamp under which every entropy is 0 or the full one, and a rule that does not answer with weights.
 
     Raises:
-        ValueError: it keeps a single token of this vocabulary, or fails on a torch tensor.
+        ValueError: it keeps a single token of this vocabulary, or all though it says otherwise, or fails on a torch
+            tensor.
     """
+    if isinstance(support, TopK) and support.k > vocabulary:
+        raise ValueError(
+            f"k={support.k} of the top_k support is more than the vocabulary of {vocabulary} tokens: nothing would be "
+            "cut. Give a smaller k, or take the support full"
+        )
+    if isinstance(support, DropLowest) and support.share and support.kept(vocabulary) == vocabulary:
+        raise ValueError(
+            f"share={support.share} of the drop_lowest support is less than one of the vocabulary's {vocabulary} "
+            "tokens: nothing would be cut. Give a larger share, or take the support full"
+        )
     try:
         support_weights(torch.linspace(-1.0, 1.0, 2 * vocabulary).view(2, vocabulary), support)
     except ValueError:

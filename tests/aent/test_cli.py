@@ -1,6 +1,8 @@
 """What all command lines do with mistakes: one line, status 2; what is not the user's fault keeps its traceback."""
 
 import sys
+from concurrent.futures import BrokenExecutor
+from pathlib import Path
 
 import pytest
 
@@ -47,6 +49,30 @@ def test_an_interruption_has_the_status_of_its_signal(capsys):
 def test_faults_of_ours_keep_their_traceback(capsys, error):
     with pytest.raises(error):
         ended(capsys, error())
+
+
+def test_what_is_no_mistake_of_the_input_has_status_1(capsys, monkeypatch):
+    monkeypatch.delenv("AENT_DEBUG", raising=False)
+    assert ended(capsys, FloatingPointError("NaN")) == (1, "name: NaN\n")
+    assert ended(capsys, cli.BrokenOff("x\ny"))[0] == 1
+    status, line = ended(capsys, BrokenExecutor("a very\nlong story"))
+    assert status == 1
+    assert line.startswith("name: a worker process was killed")
+    assert line.count("\n") == 1
+
+
+@pytest.mark.parametrize("value", ["", " "])
+@pytest.mark.parametrize("name", ["--text", "--several", "--path", "place"])
+def test_an_empty_value_is_no_value(capsys, name, value):
+    parser = cli.Parser(prog="prog")
+    parser.add_argument("--text")
+    parser.add_argument("--several", nargs="+")
+    parser.add_argument("--path", type=Path)
+    parser.add_argument("place", nargs="?")
+    with pytest.raises(SystemExit) as stopped:
+        parser.parse_args([value] if name == "place" else [name, value])
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err == f"prog: argument {name}: expected a value, got {value!r}\n"
 
 
 def test_debugging_shows_every_traceback(capsys, monkeypatch):

@@ -4,6 +4,7 @@ import itertools
 import math
 import subprocess
 import sys
+import warnings
 from dataclasses import dataclass
 
 import numpy as np
@@ -564,6 +565,14 @@ def test_sampled_entropy_averages_over_the_mask():
     assert sampled_entropy(np.array([-1.0, -2.0])) == 1.5
 
 
+@pytest.mark.parametrize("backend", [np.array, torch.tensor])
+@pytest.mark.parametrize("padding", [-math.inf, math.inf, math.nan, 1e308])
+def test_sampled_entropy_does_not_look_at_padding(backend, padding):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert float(sampled_entropy(backend([-1.0, padding, -3.0]), mask=backend([1.0, 0.0, 1.0]))) == 2.0
+
+
 def test_sampled_entropy_keeps_fractions_of_a_mask_whatever_the_types():
     """By hand: (1.9 * 1 + .9 * 3) / 2.8 = 4.6 / 2.8. As installed: here, types are checked at run time."""
     program = """
@@ -577,8 +586,10 @@ for kind in (torch.int64, torch.float16, torch.bfloat16, torch.float32):
     print(float(sampled_entropy(torch.tensor(whole, dtype=kind), mask=torch.tensor(mask))))
     print(float(sampled_entropy(torch.tensor(whole, dtype=kind), mask=np.array(mask))))
     assert float(sampled_entropy(torch.tensor(whole, dtype=kind), mask=torch.tensor([True, False]))) == 1
-try: sampled_entropy(whole)
-except TypeError as error: assert "log-probabilities must be a numpy array" in str(error)
+for wrong in (whole, np.array(["a"]), np.array([1j])):
+    try: sampled_entropy(wrong)
+    except TypeError as error: assert "log-probabilities must be " in str(error)
+    else: raise AssertionError(wrong)
 """
     out = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
     assert [float(line) for line in out.splitlines()] == pytest.approx([4.6 / 2.8] * 18, rel=1e-6)
@@ -617,8 +628,16 @@ def test_unusable_logits_are_refused(backend, row, message):
 
 
 def test_logits_that_overflow_at_the_temperature_are_refused():
-    with np.errstate(over="ignore"), pytest.raises(ValueError, match=r"\+inf"):
-        entropy(np.array([3e38, 0.0], np.float32), temperature=0.5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(ValueError, match=r"\+inf"):
+            entropy(np.array([3e38, 0.0], np.float32), temperature=0.5)
+
+
+def test_logits_whose_difference_overflows_are_fine():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert entropy(np.array([1e308, -1e308])) == 0.0
 
 
 @pytest.mark.parametrize("temperature", [0.0, -1.0, math.nan, math.inf])

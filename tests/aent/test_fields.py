@@ -6,6 +6,7 @@ import math
 import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -138,6 +139,59 @@ def test_no_field_takes_what_is_no_number() -> None:
     assert json.loads(done.stdout) == []
 
 
+CALLS = {  # an expression -> what the ValueError or TypeError says
+    "Constant(0.1).update(0.1, 1.0)": "expected a State, as init() and update() give it, got 0.1",
+    "Constant(0.1).update(State(0.1), 'x')": "measured entropy: expected numbers, got 'x'",
+    "State.from_dict({'coefficient': 'x'})": "State.coefficient: expected a number or a list of numbers, got 'x'",
+    "State.from_dict({'coefficient': ['x']})": "State.coefficient: expected numbers, got ['x']",
+    "State.from_dict({'coefficient': 1, 'step': None})": "State.step: expected a number",
+    "controller_from_dict({'type': 'constant', 'coefficient': ['a']})": "expected numbers, got ['a']",
+    "controller_from_dict({'type': 'constant', 'coefficient': [[1], [2, 3]]})": "expected numbers, got [[1], [2, 3]]",
+    "group_advantages(np.array([['a', 'b']]))": "rewards must be real numbers, got <U1",
+    "group_advantages(np.array([[1j, 2]]))": "rewards must be real numbers, got complex128",
+    "Run.create(folder, 3, 0)": "expected a config of names and values (a dict), got a int: 3",
+    "Run.create(folder, {}, 1.5)": "cannot be interpreted as an integer",
+    "suite.setting(None)": "unknown setting None",
+    "suite.make('smoke-bandit', -1)": "seed=-1: expected a whole number >= 0",
+    "suite.make('smoke-bandit', 1.5)": "seed=1.5: expected a whole number >= 0",
+    "token_tree(np.random.default_rng(0), actions='x', optimal=1)": "actions='x': expected a whole number",
+    "token_tree(np.random.default_rng(0), actions=9.5, optimal=1)": "actions=9.5: expected a whole number",
+    "train([3], Learner(3, 0.1))": "expected instances, as toymdp.suite.make gives them, and a Learner",
+    "train([bandit], None)": "expected instances, as toymdp.suite.make gives them, and a Learner",
+    "train([bandit], Learner(3, 0.1), controller=0.1)": "controller must be an object such as Constant(0.01), got 0.1",
+    "train([bandit], Learner(3, 0.1), shaping='x')": "shaping must be an object such as PeakBonus(), got 'x'",
+}
+PROGRAM = """
+import json, sys
+import numpy as np
+from aent.controllers import *
+from aent.runs import Run
+from aent.shaping import group_advantages
+from toymdp import suite
+from toymdp.families import token_tree
+from toymdp.learners import Learner, train
+
+bandit, folder, said = suite.make("smoke-bandit"), sys.argv[1], {}
+for expression in json.loads(sys.argv[2]):
+    try:
+        said[expression] = repr(eval(expression))
+    except (ValueError, TypeError) as error:
+        said[expression] = f"refused: {error}"
+print(json.dumps(said))
+"""
+
+
+def test_calls_with_something_of_another_kind_are_refused_with_advice(tmp_path: Path) -> None:
+    """In a process of its own, as above; none was a ValueError or TypeError with these words before."""
+    command = [sys.executable, "-c", PROGRAM, str(tmp_path / "run"), json.dumps(list(CALLS))]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    for expression, said in json.loads(done.stdout).items():
+        assert said.startswith("refused: "), (expression, said)
+        assert CALLS[expression] in said, (expression, said)
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(
     ("value", "number"),
     [
@@ -196,6 +250,8 @@ def test_a_warm_up_is_a_whole_number_of_measurements() -> None:
         (TemperedReinforce(), Constant(0.0)),  # a temperature
         (KLCovariance(), Constant(-1.0)),
         (QuantileBaseline(), Anchored(step_size=0.1, maximum=3.0)),  # the end of its box
+        (QuantileBaseline(), Schedule(0.5, 2.0, 10)),  # its end
+        (TemperedReinforce(), Switch(0.5, 0.6, below=1.2, inside=1.2)),  # above it, -1
     ],
     ids=str,
 )

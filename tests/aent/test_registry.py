@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 
 from aent import entropy as entropies
-from aent.controllers import Band, Constant, Controller, State, controller_from_dict
+from aent.controllers import Constant, Controller, State, controller_from_dict
 from aent.entropy import DropLowest, Full, Nucleus, Support, TopK, Tsallis, support_from_dict, support_to_dict
 from aent.methods import METHODS, Method, method, method_name
-from aent.registry import Registry, did_you_mean
+from aent.names import suggest
+from aent.registry import Registry
 from aent.shaping import PeakBonus, Shaping, shaping_from_dict
 
 
@@ -67,18 +68,31 @@ def test_a_support_comes_back_from_json(rule: Support) -> None:
     assert support_from_dict(saved) == rule
 
 
-def test_a_number_that_yaml_took_for_text_is_read() -> None:
-    assert support_from_dict({"type": "top_k", "k": "9"}) == TopK(9)
-    assert controller_from_dict({"type": "constant", "coefficient": "1e-3"}) == Constant(1e-3)
-    band = {"initial": 1, "low": "1e-1", "high": 2, "step_size": 1, "minimum": 0, "maximum": "1e1"}
-    assert controller_from_dict({"type": "band", **band}) == Band(1, 0.1, 2, 1, 0, 10.0)
-    with pytest.raises(ValueError, match="shape must be"):  # a field for text stays text
+@pytest.mark.parametrize(
+    ("read", "saved"),
+    [
+        (support_from_dict, {"type": "top_k", "k": "9"}),
+        (support_from_dict, {"type": "drop_lowest", "share": "0.3"}),
+        (controller_from_dict, {"type": "constant", "coefficient": "1e-3"}),
+        (controller_from_dict, {"type": "anchored", "step_size": 1, "maximum": "1e1"}),
+        (shaping_from_dict, {"type": "difficulty_bonus", "threshold": "0.5"}),
+    ],
+)
+def test_text_is_no_number(read: Any, saved: dict) -> None:
+    (name, text) = next((key, value) for key, value in saved.items() if key != "type" and isinstance(value, str))
+    with pytest.raises(ValueError, match=f"{name} must be a number, got the text '{text}'; leave quotes out.*1.0e-3"):
+        read(saved)
+
+
+def test_text_in_a_field_for_text_stays_text() -> None:
+    with pytest.raises(ValueError, match="shape must be"):
         controller_from_dict({"type": "schedule", "initial": 1, "final": 0, "steps": 5, "shape": "1e3"})
 
 
-def test_a_suggestion_ends_the_sentence() -> None:
-    assert did_you_mean("topp_k", ["TopK", "Full"]) == "; did you mean 'TopK'?"
-    assert did_you_mean(None, ["TopK"]) == "."
+def test_a_suggestion_continues_the_sentence() -> None:
+    assert suggest("topp_k", ["TopK", "Full"]) == "; did you mean 'TopK'?"
+    assert suggest(None, ["TopK"]) == ""
+    assert suggest("ful", ["full", "fulls", "x"], most=2) == "; did you mean 'full' or 'fulls'?"
 
 
 # ------------------------------------------------------------------------------------------------- classes of one's own

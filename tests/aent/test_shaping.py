@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import warnings
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -224,6 +225,31 @@ def test_grpo_advantages_by_hand():
     """mean .25, std .5: (1 - .25) / .5001 and -.25 / .5001; a group of equal rewards gets 0."""
     got = group_advantages(np.array([[0, 0, 0, 1], [1, 1, 1, 1.0]]))
     np.testing.assert_allclose(got, [[-0.25 / 0.5001] * 3 + [0.75 / 0.5001], [0] * 4])
+
+
+@pytest.mark.parametrize("backend", [np.array, torch.tensor])
+@pytest.mark.parametrize("rule", [Shaping(), QuantileBaseline(), TemperedReinforce()], ids=repr)
+@pytest.mark.parametrize("wrong", [math.nan, math.inf, -math.inf, 1e300])
+def test_a_reward_that_no_deviation_can_be_taken_of_is_refused_by_its_place(wrong, rule, backend):
+    """The square of 1e300 is no float either: the advantages of its group would be 0."""
+    rewards = backend(np.array([[1.0, 0.0, 0.0, 1.0], [1.0, 0.0, wrong, 1.0]]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(ValueError, match=r"rewards\[1, 2\] is .*: expected finite numbers"):
+            rule.group_advantages(rewards, 0.5)
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (3, 1), (3, 0)])
+def test_a_group_of_one_has_no_deviation(shape):
+    with pytest.raises(ValueError, match="groups of G >= 2 responses"):
+        group_advantages(np.zeros(shape))
+
+
+def test_the_largest_reward_still_has_an_advantage():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        got = group_advantages(np.array([4e153, -4e153]))
+    np.testing.assert_allclose(got, [0.5**0.5, -(0.5**0.5)])
 
 
 def test_repo_r_by_hand():

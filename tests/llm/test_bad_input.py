@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 
 import small
+from aent import cli
+from aent_llm import leaderboard, study
 from aent_llm.__main__ import main
 
 HERE = Path(__file__).parent
@@ -51,13 +53,13 @@ FILES = {
     "data: {source: x}\npaper: \a": "special characters are not allowed",
     "train: -> train:\n\t": "line 10: not YAML: while scanning for the next token found character '\\t'",
     # keys
-    "-> 1: x\n": "line 16: the file: a key must be text, got 1",
-    "-> ~: x\n": "line 16: the file: a key must be text, got null",
+    "-> 1: x\n": "line 16: a key must be text, got 1",
+    "-> ~: x\n": "line 16: a key must be text, got null",
     "-> true: x\n": "a key must be text, got true",
     "-> ? [a, b]\n: x\n": "a key must be text",
     "->   bf16: true\n": "line 16: the key 'bf16' stands twice in its block",
     "k: 9 -> k: 9, k: 8": "line 7: the key 'k' stands twice",
-    "-> modle: {}\n": "line 16: the file: unknown key 'modle'; did you mean 'model'?",
+    "-> modle: {}\n": "line 16: unknown key 'modle'; did you mean 'model'?",
     "->   learnin_rate: 1\n": "line 16: train: unknown key 'learnin_rate'; did you mean 'learning_rate'?",
     "  source: MODEL ->   lora: {alpha: 8}": "line 2: model.lora: unknown key 'alpha'; did you mean 'lora_alpha'?",
     "  source: MODEL ->   tiny: {layer: 1}": "line 2: model.tiny: unknown key 'layer'; did you mean 'layers'?",
@@ -76,8 +78,8 @@ FILES = {
     "max_steps: 1 -> max_steps: true": "train.max_steps: expected a whole number",
     "max_steps: 1 -> max_steps:": "expected a whole number of at least -1, got null; leave the key out for -1",
     "->   seed: 0.5\n": "line 16: train.seed: expected a whole number of at least 0 and below 4294967296, got 0.5",
-    "->   learning_rate: 3e-4x\n": "line 16: train.learning_rate: expected a number of at least 0 and at most 1e+30",
-    "->   learning_rate: .inf\n": "train.learning_rate: expected a number of at least 0 and at most 1e+30, got inf",
+    "->   learning_rate: 3e-4x\n": "line 16: train.learning_rate: expected a number of at least 0, got '3e-4x'",
+    "->   learning_rate: .inf\n": "train.learning_rate: expected a number of at least 0, got inf",
     "->   beta: .nan\n": "train.beta: expected a number of at least 0, got nan",
     "  controller: 0.1 ->   tile_bytes: 64MB": "entropy.tile_bytes: expected a whole number of at least 1, or null",
     "k: 9 -> k: nine": "line 7: entropy.support.k: expected a whole number, got 'nine'",
@@ -96,6 +98,16 @@ FILES = {
     "[small:even_words] -> []": "rewards: expected one or more different names, got []",
     "[small:even_words] -> [3]": "rewards: expected text",
     "->   reward_weights: [1, 2]\n": "train.reward_weights: expected one number for each of small:even_words",
+    "[small:even_words] -> {small:even_words: 0}": "line 5: reward_weights=[0.0]: no reward has a weight",
+    "->   reward_weights: [0]\n": "line 16: reward_weights=[0.0]: no reward has a weight",
+    # numbers that overflow
+    "max_steps: 1 -> max_steps: 1e23": "line 13: train.max_steps: expected a whole number of at least -1, got 1e+23;",
+    "max_steps: 1 -> max_steps: 9999999999999999999": "train.max_steps: expected a whole number of at least -1, got 99",
+    "controller: 0.1 -> controller: 1e300": "line 8: entropy.controller: expected a block of keys, or text, or a num",
+    "controller: 0.1 -> controller: \"1e300\"": "line 8: entropy.controller: entropy_controller: coefficient=1e+300",
+    "controller: 0.1 -> controller: {type: spring, strength: 1e31}": "entropy.controller.strength: expected a number",
+    "[small:even_words] -> {small:even_words: 1e40}": "line 5: rewards: expected text",
+    "->   beta: 1e31\n": "train.beta: expected a number of at least 0, got 1e+31; that overflows",
     "-> evaluation:\n  data: {source: DATA}\n  samples: \"4x\"\n": "line 18: evaluation.samples: expected a whole",
     "-> evaluation: [1]\n": "evaluation: expected a block of keys, or null, got [1]",
 }  # fmt: skip
@@ -117,7 +129,15 @@ SETS = {
     "train.scale_rewards=grup": "did you mean 'group'?",
     "train.optim=adamw_torc": "did you mean 'adamw_torch'?",
     "train.lr_scheduler_type=cosin": "did you mean 'cosine'?",
-    "train.temperature=0": "train.temperature: expected a number above 0, got 0",
+    "train.temperature=0": "train.temperature: expected a number of at least 1e-06, got 0",
+    "train.temperature=1e-300": "train.temperature: expected a number of at least 1e-06, got 1e-300",
+    "evaluation={data: {source: DATA}, temperature: 1e-300}": "temperature=1e-300: logits over it overflow; use 0",
+    "train.num_train_epochs=1e29": "train.num_train_epochs: expected a number above 0 and at most 1000000000.0",
+    "train.dataloader_num_workers=1000000000": "train.dataloader_num_workers: expected a whole number of at least 0",
+    "train.use_liger_kernel=true": "train.use_liger_kernel needs it: pip install liger-kernel",
+    "train.model_init_kwargs={x: 1}": "train: model_init_kwargs is not set here; it is set in the block model",
+    "model.lora={r: 1000000000}": "model.lora.r: expected a whole number of at least 1 and at most 65536",
+    "model={source: tiny, tiny: {layers: 1000000000}}": "model.tiny.layers: expected a whole number of at least 1",
     "train.num_iterations=0": "train.num_iterations: expected a whole number of at least 1",
     "train.num_generations=0": "train.num_generations: expected a whole number of at least 2, got 0",
     "train.num_generations=3": "a rollout of 8 completions",
@@ -136,14 +156,19 @@ SETS = {
     "entropy.support={type: topk5, k: 9}": "entropy.support.type: unknown support 'topk5'; did you mean 'TopK'?",
     "entropy.support={type: no.module.Rule}": "entropy.support.type: support 'no.module:Rule'",
     "train.router_aux_loss_coef=0.1": "train.router_aux_loss_coef: the model is no mixture of experts",
+    "train.num_generations=1000000000": "a rollout of 8 completions",
+    "train.per_device_train_batch_size=1000000000": "more than 2,147,483,648 tokens, which no process holds",
+    "train.gradient_accumulation_steps=100000000": "more than 2,147,483,648 tokens, which no process holds",
     "train.generation_batch_size=12": "train.generation_batch_size=12 is not a multiple of the 8 completions",
     # what only model, tokenizer and data together can tell
     "entropy.engine=triton": "entropy.engine: triton needs a GPU",
+    "entropy.support={type: top_k, k: 62}": "entropy.support: k=62 of the top_k support is more than the vocabulary",
+    "entropy.support={type: drop_lowest, share: 0.01}": "entropy.support: share=0.01 of the drop_lowest support is",
     "entropy.support={type: top_k, k: 1}": "entropy.support: TopK(k=1) keeps 1 of 61 tokens",
     "entropy.tile_bytes=0": "entropy.tile_bytes: expected a whole number of at least 1",
     "model.lora={target_modules: [nope]}": "model.lora: Target modules {'nope'} not found in the base model",
     "model.lora={target_modules: [lm_head]}": "model.lora.target_modules: an adapter on the head",
-    "model.lora={r: 0}": "model.lora.r: expected a whole number of at least 1, got 0",
+    "model.lora={r: 0}": "model.lora.r: expected a whole number of at least 1 and at most 65536, got 0",
     "model.attn_implementation=nope": "no causal language model can be made of it",
     "model.source=/no/model": "model.source='/no/model' is neither a folder with a tokenizer",
     "rewards=small:nothing": "rewards: reward 'small:nothing': small has no 'nothing'",
@@ -162,6 +187,11 @@ OPTIONS = {
     "--confg x": "did you mean --config?",
     "--config qwen_math_aen": "qwen_math_aent",
     "--config /": "/: no such file",
+    "--config ": "argument --config: expected a value, got ''",
+    "--set ": "argument --set: expected a value, got ''",
+    "--seed ": "argument --seed: expected a value, got ''",
+    "--output ": "argument --output: expected a value, got ''",
+    "--set modle=1": "--set modle: unknown key 'modle'; did you mean 'model'?",
     "--resume": "holds no run (no config.json)",
 }
 
@@ -235,7 +265,7 @@ def test_a_mistake_on_the_command_line(setting: str, folder: Path, tmp_path: Pat
 @pytest.mark.parametrize("options", OPTIONS)
 def test_a_mistake_in_the_options(options: str, folder: Path, tmp_path: Path, capsys) -> None:
     (tmp_path / "my.yaml").write_text(placed(FILE, folder))
-    assert OPTIONS[options] in refused(capsys, tmp_path / "my.yaml", *options.split())
+    assert OPTIONS[options] in refused(capsys, tmp_path / "my.yaml", *options.split(" "))
 
 
 @pytest.mark.parametrize(
@@ -243,11 +273,14 @@ def test_a_mistake_in_the_options(options: str, folder: Path, tmp_path: Path, ca
     [
         (b"model: {}\n# caf\xe9\n", "line 2: byte 0xe9 is not UTF-8 text; save the file as UTF-8"),
         ("data: {source: tiny}".encode("utf-16"), "line 1: byte 0xff is not UTF-8 text"),
-        (b"paper: " + b"[" * 500 + b"]" * 500, "nested too deeply"),
+        (b"paper: " + b"[" * 3000 + b"]" * 3000, "my.yaml: nested more than 100 deep"),  # 23 s until it was refused
+        (b"".join(b" " * i + b"a:\n" for i in range(102)), "line 101: nested more than 100 deep"),
+        (b"paper: {}\n" + b"# \n" * 400_000, "more than 1,000,000 bytes are no settings"),
+        (b"paper: [" + b"1, " * 20_000 + b"]", "20,000 keys and values and more are no settings"),
         (LAUGHS, "20,000 values and more are no settings"),
         (b"paper: {}\nmodel: &m {lora: *m}\n", "line 2: the alias *m stands inside what it names"),
     ],
-    ids=["latin-1", "utf-16", "depth", "laughs", "loop"],
+    ids=["latin-1", "utf-16", "depth", "indents", "size", "values", "laughs", "loop"],
 )  # fmt: skip
 def test_a_file_that_cannot_be_read(content: bytes, message: str, tmp_path: Path, capsys) -> None:
     (tmp_path / "my.yaml").write_bytes(content)
@@ -265,6 +298,77 @@ def test_a_process_prints_one_line_and_ends_with_2(folder: Path, tmp_path: Path)
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
     assert "line 16: the key 'bf16' stands twice in its block" in line
+
+
+SIGNALLED = """
+import os, runpy, signal, sys, importlib.abc
+class Signals(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name == "{module}":
+            os.kill(os.getpid(), signal.SIGTERM)
+sys.meta_path.insert(0, Signals())
+sys.argv = ["aent_llm", "train", "--dry-run"]
+runpy.run_module("aent_llm", run_name="__main__")
+"""
+
+
+def test_a_signal_while_packages_are_imported_is_told() -> None:
+    done = started("-c", SIGNALLED.format(module="trl"))
+    assert (done.returncode, done.stderr) == (143, "aent_llm train: stopped by SIGTERM\n")
+
+
+def test_a_signal_while_the_interpreter_shuts_down_changes_no_status() -> None:
+    program = """
+import atexit, os, signal, sys
+from aent_llm.signals import whole_process
+atexit.register(lambda: os.kill(os.getpid(), signal.SIGTERM))
+sys.exit(whole_process(lambda: int(sys.argv[1])))
+"""
+    for status in (0, 1):
+        done = started("-c", program, str(status))
+        assert (done.returncode, done.stderr) == (status, "")
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        ("study sweeep", "invalid choice: 'sweeep'; did you mean 'sweep'?"),
+        ("study sweep --jobs 0", "argument --jobs: expected a whole number from 1"),
+        ("study sweep --seeds -1", "argument --seeds: expected a whole number from 0"),
+        ("study sweep --seeds 3 3", "grpo/seed-3"),
+        ("study sweep --folder= ", "argument --folder: expected a value, got ''"),
+        ("study sweep --set train.seeds=1", "unknown key 'seeds'; did you mean 'seed'?"),
+        ("study sweep --folder /proc/x --dry-run --set x", "--set x: expected key=value"),
+        ("study sweep --folder /proc/x", "cannot write /proc/x"),
+        ("study sweep --config cpu_aen", "Near: cpu_aent"),
+        ("study compare --folder nothing", "no finished run with support full: run the sweep first"),
+        ("study record --folder nothing", "no finished run in nothing"),
+        ("study record --folder nothing --out /proc/x/y", "cannot write /proc/x"),
+        ("study record --folder damaged", "summary.json is damaged"),
+        ("leaderboard run --methods aemt", "invalid choice: 'aemt'; did you mean"),
+        ("leaderboard run --methods aent aent", "asked for twice"),
+        ("leaderboard run --values 3", "argument --values: expected a whole number from 1 to 2, got '3'"),
+    ],
+)
+def test_a_study_that_cannot_be(command: str, said: str, tmp_path: Path, capsys, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = tmp_path / "damaged" / "sweep" / "grpo" / "seed-0"
+    run.mkdir(parents=True)
+    (run / "config.json").write_text("{}")
+    (run / "provenance.json").write_text("{}")
+    (run / "metrics.jsonl").write_text("")
+    (run / "summary.json").write_text('{"before": 1}')
+    name, *words = command.split(" ")
+    made = {"study": study.main, "leaderboard": leaderboard.main}[name]
+    assert cli.run(f"aent_llm.{name}", lambda: made([word for word in words if word]), extra="llm") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert said in line
+
+
+def test_an_experiment_of_many_runs_answers_in_one_line_as_a_process() -> None:
+    done = started("-m", "aent_llm.study", "compare", "--folder", "/nothing")
+    assert done.returncode == 2
+    assert done.stderr == "aent_llm.study: /nothing/sweep has no finished run with support full: run the sweep first\n"
 
 
 def test_a_plain_install_names_what_to_install() -> None:

@@ -342,7 +342,7 @@ def test_a_sharper_model_has_a_lower_band() -> None:
     [
         ({"drop": (), "top_k": (), "nucleus": ()}, "grid is empty"),
         ({"samples": 0}, "samples: expected a whole number of at least 1, got 0"),
-        ({"temperature": 0.0}, "temperature: expected a number above 0, got 0.0"),
+        ({"temperature": 0.0}, "temperature: expected a number of at least 1e-06, got 0.0"),
         ({"drop": (1.5,)}, "dropped share must be in"),
     ],
 )

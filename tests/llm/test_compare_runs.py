@@ -424,7 +424,7 @@ def column(shown: str, place: int) -> list[str]:
         (["grpo-0", "./grpo-0"], "a run counts once"),
         (["grpo-0", "--baseline", "gpro"], "did you mean 'grpo'?"),
         (["grpo-0", "--group-by", "train.learnin_rate"], "did you mean 'train.learning_rate'"),
-        (["grpo-0", "--group-by", ""], "no config has this key"),
+        (["grpo-0", "--group-by", ""], "expected a value"),
         (["grpo-0", "--out", "mine"], "already exists"),
         (["grpo-0", "--out", "."], "is a folder"),
         (["grpo-0", "--out", "no/c.png"], "there is no folder no"),

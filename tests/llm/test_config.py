@@ -242,6 +242,30 @@ def test_a_wrong_command_line_says_which_part_is_wrong(words, message) -> None:
         parsed(HfArgumentParser, *words)
 
 
+def test_text_is_a_number_only_where_yaml_1_1_made_it_text() -> None:
+    assert config(entropy_support={"type": "drop_lowest", "share": "1.5e-1"}).entropy_support["share"] == 0.15
+    for text in ("0.3", "3", "1e"):
+        with pytest.raises(ValueError, match=f"entropy_support: DropLowest: share must be .* the text '{text}'"):
+            config(entropy_support={"type": "drop_lowest", "share": text})
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"entropy_controller": 1e300}, r"entropy_controller: coefficient=1e\+300 overflows in float32"),
+        ({"entropy_controller": Constant(-1e31)}, r"coefficient=-1e\+31 overflows in float32"),
+        ({"entropy_method": "ce-gppo", "entropy_shaping": {"type": "gradient_preserving", "dual": 1e300}}, "dual=1e"),
+        ({"entropy_support": "[" * 100_000}, "entropy_support=.*: nested too deeply"),
+        ({"reward_weights": [0.0, 0]}, "reward_weights=.*: no reward has a weight"),
+        ({"reward_weights": [1e31]}, "reward_weights: expected a list"),
+        ({"max_steps": 10**30}, "max_steps: expected a whole number of at least -1, got .*; that overflows"),
+    ],
+)
+def test_settings_that_nothing_can_be_trained_with_are_refused(settings, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        config(**settings)
+
+
 def test_help_names_every_part() -> None:
     text = " ".join(HfArgumentParser(AEntGRPOConfig).format_help().split())
     assert "or module:Class. None: the method's, else full." in text

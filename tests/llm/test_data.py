@@ -197,10 +197,10 @@ def test_the_embedded_task() -> None:
     [
         (
             {"answer": "answr"},
-            r"a.jsonl has no column 'answr', which data.answer names: did you mean 'answer'\? Columns:",
+            r"a.jsonl has no column 'answr', which data.answer names; did you mean 'answer'\? Columns:",
         ),
         ({"prompt": "zzz"}, r"no column 'zzz', which data.prompt names. Columns: prompt, answer, level"),
-        ({"template": "{prompt} {levle}"}, r"'levle', which data.template names: did you mean 'level'"),
+        ({"template": "{prompt} {levle}"}, r"'levle', which data.template names; did you mean 'level'"),
         ({"template": "{prompt.x}"}, "no column 'prompt.x'"),
         ({"template": "{prompt:{level}q}"}, "does not fit the row"),
         (
@@ -229,7 +229,7 @@ def test_columns_and_rules_that_do_not_fit(tmp_path: Path, fields: dict[str, Any
         ({"seed": 5}, "belong to the source 'tiny'"),
         ({"subset": "main"}, "data.subset has no effect"),
         ({"split": "test"}, "data.split 'test' has no effect"),
-        ({"answer_extract": "boxd"}, r"has 0 groups, expected one: did you mean 'boxed'\?"),
+        ({"answer_extract": "boxd"}, r"has 0 groups, expected one; did you mean 'boxed'\?"),
         ({"answer_extract": "(a)(b)"}, "has 2 groups"),
         ({"answer_extract": "("}, "not a regular expression"),
         ({"faulty": "ignore"}, "data.faulty: expected error or drop, got 'ignore'"),

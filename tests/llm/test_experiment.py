@@ -187,14 +187,14 @@ def test_text_is_converted_by_the_type_of_its_key(tmp_path) -> None:
     [
         (lambda: DataConfig("tiny", chat="no"), "data.chat: expected true or false, got 'no'"),
         (lambda: DataConfig("tiny", limit=2.5), "data.limit: expected a whole number of at least 1, or null, got 2.5"),
-        (lambda: EvalConfig(seed=True), "seed: expected a whole number of at least 0, got true"),
-        (lambda: TinySpec(layers=0), "tiny.layers: expected a whole number of at least 1, got 0"),
+        (lambda: EvalConfig(seed=True), "seed: expected a whole number of at least 0 and below 4294967296, got true"),
+        (lambda: TinySpec(layers=0), "tiny.layers: expected a whole number of at least 1 and at most 1000, got 0"),
         (lambda: ModelConfig(source=""), "model.source: expected text of at least one letter, got ''"),
         (lambda: ModelConfig(source="x", tiny={"layers": 1}), "model.tiny describes the embedded model"),
         (lambda: AEntGRPOConfig("x", use_cpu=True, bf16=False, loss_type="dappo"), "did you mean 'dapo'"),
         (
             lambda: AEntGRPOConfig("x", use_cpu=True, bf16=False, temperature=0),
-            "temperature: expected a number above 0",
+            "temperature: expected a number of at least 1e-06",
         ),
     ],
 )

@@ -126,7 +126,7 @@ def test_the_switch_on_the_command_line(folder: Path, capsys: pytest.CaptureFixt
         (
             "--chat-template-kwargs",
             '{"enable_thinkng": false}',
-        ): "no switch 'enable_thinkng': did you mean",
+        ): "no switch 'enable_thinkng'; did you mean",
         ("--chat-template-kwargs", "{enable"): "is not JSON",
         ("--chat-template-kwargs", "3"): "expected an object",
         ("--chat-template-kwargs", '{"add_generation_prompt": false}'): "is set by the trainer",

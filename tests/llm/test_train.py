@@ -14,13 +14,15 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 import small
 from aent.runs import Run, locked, read_run
-from aent_llm import train
+from aent_llm import sampler, train
 from aent_llm.__main__ import main
 from aent_llm.checkpoint import read_checked, write_checked
+from aent_llm.trainer import AEntGRPOTrainer
 
 HERE = Path(__file__).parent
 PATHS = os.pathsep.join([str(HERE), *os.environ.get("PYTHONPATH", "").split(os.pathsep)])
@@ -172,16 +174,22 @@ def run(finished, tmp_path):
     return tmp_path / "run"
 
 
-def refused(run: Path, capsys, *more: str) -> str:
-    """The one line on stderr of a ``--resume`` that is refused before anything is loaded or written."""
+def refused(run: Path, capsys, *more: str, dry: bool = True) -> str:
+    """The one line on stderr of a ``--resume`` that is refused before anything is loaded or written.
+
+    ``dry``: whether a dry run must say the same.
+    """
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file() and path.name != ".lock"}
-    capsys.readouterr()
-    assert main(["train", "--output", str(run), "--resume", *more]) == 2
+    said = []
+    for flags in ([], ["--dry-run"]) if dry else ([],):
+        capsys.readouterr()
+        assert main(["train", "--output", str(run), "--resume", *more, *flags]) == 2
+        said.append(capsys.readouterr().err)
     assert {path: path.read_bytes() for path in before} == before
-    said = capsys.readouterr().err
-    assert "Loading weights" not in said
-    assert said.count("\n") == 1
-    return said
+    assert "Loading weights" not in said[0]
+    assert said[0].count("\n") == 1
+    assert said[-1] == said[0]
+    return said[0]
 
 
 def edit(run: Path, block: str, **settings) -> None:
@@ -220,13 +228,8 @@ def test_more_steps_take_effect_are_recorded_and_measured(run, capsys) -> None:
     assert after["before"] == before["before"]
     assert after["after"] != before["after"]
     assert (run / "checkpoint-6" / "aent.json").is_file()
-    assert "max_steps: saved 6, given 5" in _stderr_of(capsys, run, "--set=train.max_steps=5")
-
-
-def _stderr_of(capsys, run: Path, *more: str) -> str:
-    capsys.readouterr()
-    assert main(["train", "--output", str(run), "--resume", *more]) == 2
-    return capsys.readouterr().err
+    assert "max_steps: saved 6, given 5" in refused(run, capsys, "--set=train.max_steps=5")
+    assert main(["train", "--output", str(run), "--resume", "--dry-run"]) == 0
 
 
 def test_other_data_and_another_number_of_ranks_are_refused_before_the_model_is_loaded(parts, run, capsys) -> None:
@@ -246,7 +249,7 @@ def test_other_data_and_another_number_of_ranks_are_refused_before_the_model_is_
 
 def test_two_at_a_time_are_refused_and_the_second_is_told_who_is_first(run, capsys) -> None:
     with locked(run):
-        assert f"is in use by process {os.getpid()} on " in refused(run, capsys)
+        assert f"is in use by process {os.getpid()} on " in refused(run, capsys, dry=False)
     origin = read_run(run)[1]
     assert origin["resumed"] == []
 
@@ -290,21 +293,20 @@ def test_a_damaged_evaluation_is_measured_again(run, capsys, damage) -> None:
     assert (summary["before"], summary["after"]) == (before["before"], before["after"])
 
 
-def test_a_place_that_takes_no_run_is_refused_before_anything_is_loaded(parts, tmp_path, capsys, monkeypatch) -> None:
+def test_a_place_that_takes_no_run_is_refused_before_anything_is_loaded(parts, tmp_path, capsys) -> None:
     path = config(parts, tmp_path)
     (tmp_path / "file").write_text("")
     for place in ("file", "file/run"):
         assert main(["train", "--config", str(path), "--output", str(tmp_path / place)]) == 2
         assert f"{tmp_path / 'file'} " in capsys.readouterr().err
-    monkeypatch.setattr(os, "access", lambda *_: False)  # root may write anywhere but on a read-only file system
-    assert main(["train", "--config", str(path), "--output", str(tmp_path / "a" / "run")]) == 2
-    assert f"{tmp_path} cannot be written to" in capsys.readouterr().err
-    assert not (tmp_path / "a").exists()
+    for dry in ([], ["--dry-run"]):
+        assert main(["train", "--config", str(path), "--output", "/proc/a/run", *dry]) == 2  # root can neither
+        assert "cannot write /proc: " in capsys.readouterr().err
 
 
 def test_nan_ends_a_run_with_one_line_and_status_1(parts, tmp_path, capsys) -> None:
     path = config(parts, tmp_path, max_steps=4)
-    start = ["train", "--config", str(path), "--output", str(tmp_path / "run"), "--set=entropy.controller=1e300"]
+    start = ["train", "--config", str(path), "--output", str(tmp_path / "run"), "--set=entropy.controller=1e29"]
     assert main(start) == 1
     *_, line = capsys.readouterr().err.splitlines()
     assert line.startswith("aent_llm train: NaN or infinity in the gradient")
@@ -346,6 +348,50 @@ def test_a_terminated_run_says_how_to_go_on_and_does_to_the_same_numbers(parts, 
     assert metrics(cut) == metrics(whole)
     before, after = (json.loads((one / "summary.json").read_text()) for one in (whole, cut))
     assert (before["before"], before["after"]) == (after["before"], after["after"])
+
+
+def test_a_signal_after_the_last_write_changes_nothing(finished, capsys, monkeypatch) -> None:
+    """The table is printed then; 143 told a scheduler to start it all again."""
+    from rich.console import Console
+
+    real = Console.print
+
+    def printed(console, *words, **options):
+        os.kill(os.getpid(), signal.SIGTERM)
+        real(console, *words, **options)
+
+    monkeypatch.setattr(Console, "print", printed)
+    assert main(["train", "--output", str(finished), "--resume"]) == 0
+    out, err = capsys.readouterr()
+    assert f"run directory: {finished}" in out
+    assert "SIGTERM" not in err
+
+
+def test_memory_that_runs_out_is_told_in_one_line(parts, tmp_path, capsys, monkeypatch) -> None:
+    """Torch says so by a RuntimeError."""
+    monkeypatch.delenv("AENT_DEBUG", raising=False)
+    monkeypatch.setattr(AEntGRPOTrainer, "_check_sampler", lambda *_: torch.empty(2**60))
+    path = config(parts, tmp_path, max_steps=2)
+    assert main(["train", "--config", str(path), "--output", str(tmp_path / "run")]) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("aent_llm train: not enough memory (")
+    assert line.endswith("; ask for less at a time")
+
+
+def test_a_sampler_out_of_sync_ends_in_one_line(parts, tmp_path, capsys, monkeypatch) -> None:
+    def out_of_sync(trainer, theirs, ours, mask):
+        ours, step = ours.detach(), trainer.state.global_step
+        sampler.check_sync(ours - 1, ours, mask, tolerance=0.2, generation=None, model=None, step=step)
+
+    monkeypatch.delenv("AENT_DEBUG", raising=False)
+    monkeypatch.setattr(AEntGRPOTrainer, "_check_sampler", out_of_sync)
+    path = config(parts, tmp_path, max_steps=2)
+    assert main(["train", "--config", str(path), "--output", str(tmp_path / "run")]) == 1
+    assert (
+        capsys.readouterr()
+        .err.splitlines()[-1]
+        .startswith("aent_llm train: step 0: the sampler's log-probs are 1 nats per token off the trainer's")
+    )
 
 
 def test_a_signal_during_evaluation_ends_the_run_at_once(parts, tmp_path, capsys, monkeypatch) -> None:

@@ -4,11 +4,13 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from joblib import Parallel, delayed
 
 from aent.extras import missing
 from paper_figures import __main__ as command
@@ -57,6 +59,22 @@ def test_a_failing_figure_keeps_the_old_one_and_the_others(made, capsys, monkeyp
     assert not [path for path in made.iterdir() if path.name.startswith(".new")]
 
 
+def test_a_killed_worker_costs_its_figure_and_is_told_in_one_line(made, capfd, monkeypatch):
+    spec = registry.load("f6_bias")
+
+    def killed(*_):
+        Parallel(n_jobs=2)(delayed(signal.raise_signal)(signal.SIGKILL) for _ in range(2))
+
+    monkeypatch.delenv("AENT_DEBUG", raising=False)
+    monkeypatch.setattr(registry, "load", lambda stem: type(spec)(**{**vars(spec), "compute": killed}))
+    assert command.main(["--scale", "smoke", "--only", "f6", "--out", str(made), "--jobs", "2"]) == 1
+    out, err = capfd.readouterr()
+    assert "Traceback" not in err
+    assert err.splitlines()[-1].startswith("paper_figures: f6_bias failed: a worker process was killed, as the system")
+    assert "fewer --jobs" in err
+    assert f"1 failed, what else there is lies in {made}" in out.replace("\n", "")
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -75,7 +93,7 @@ def test_a_failing_figure_keeps_the_old_one_and_the_others(made, capsys, monkeyp
         (["--jobs", "0"], "whole number from 1"),
         (["--jobs", "two"], "whole number from 1"),
         (["--jobs", "1000000"], "whole number from 1"),
-        (["--out", ""], "expected a folder"),
+        (["--out", ""], "expected a value, got ''"),
         (["--out", "taken"], "--out taken is a file; name a folder"),
         (["--out", "taken/below"], "cannot write taken/below: "),
         (["--out", "x" * 300], "File name too long"),

@@ -4,8 +4,10 @@ import os
 import re
 import runpy
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,8 +16,9 @@ import pytest
 
 from aent.extras import install_line
 from aent.runs import read_run
-from toymdp import suite
+from toymdp import compare, suite
 from toymdp.__main__ import main
+from toymdp.methods import METHODS
 
 ROOT = Path(__file__).parents[2]
 
@@ -201,6 +204,31 @@ def test_a_comparison_that_a_full_disk_stopped_goes_on_where_it_was(kept, tmp_pa
     assert main([*SMALL, "--out", str(tmp_path / "run"), "--resume"]) == 0
     rows = [read_run(folder)[2] for folder in (kept, tmp_path / "run")]
     assert all(line in rows[1] for line in rows[0])
+
+
+@pytest.mark.parametrize("out", [[], ["--out", "run"]], ids=["kept nowhere", "kept"])
+def test_a_killed_worker_ends_a_comparison_in_one_line(tmp_path, monkeypatch, capsys, out):
+    """As the system kills one where memory runs out: the second pair, once the first is there."""
+    monkeypatch.chdir(tmp_path)
+    real, first, lines = compare.tune_and_test, METHODS["none"].label, tmp_path / "run" / "metrics.jsonl"
+
+    def dies(cell, method, budget):
+        if method.label == first:
+            return real(cell, method, budget)
+        while out and not lines.read_bytes():
+            time.sleep(0.01)
+        signal.raise_signal(signal.SIGKILL)
+
+    monkeypatch.setattr(compare, "tune_and_test", dies)
+    argv = [*SMALL[:-2], "--jobs", "2", *out]
+    assert main(argv) == 1
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("toymdp: a worker process was killed, as the system does when memory runs out; ")
+    kept = f"1 of 2 pairs are kept in {tmp_path / 'run'}: go on with --resume" if out else "without a run directory"
+    assert kept in last
+    if out:
+        monkeypatch.setattr(compare, "tune_and_test", real)
+        assert main([*argv, "--resume"]) == 0
 
 
 @pytest.mark.parametrize("argv", [[], ["list"], ["verify"], ["compare"]])
