@@ -8,9 +8,10 @@ A mutant swaps an operator, a comparison, a constant, a function name or two bra
 None. Annotations, docstrings, decorators, f-strings and the arguments of exceptions are left alone. All work happens in
 a copy of the tracked files. One traced run of the tests says which of them execute a line, and only these meet its
 mutants: in a process that has collected the tests already, forked once per mutant, the code of one function is
-exchanged. What runs on import is written into the copy and imported anew; compiled kernels are interpreted. Hypothesis
-tries ``EXAMPLES`` examples first and its own number where they found nothing. Results go to ``OUT/results.jsonl``, one
-line per mutant; a mutant that is there is not tried again until the text of its function changes.
+exchanged. What runs on import is written into the copy and imported anew, and so is what survives where a test starts
+Python anew; compiled kernels are interpreted. Hypothesis tries ``EXAMPLES`` examples first and its own number where
+they found nothing. Results go to ``OUT/results.jsonl``, one line per mutant; a mutant that is there is not tried again
+until the text of its function changes.
 
 A survivor is a question, not a verdict: some mutants compute the same (a tolerance of 2e-12 for 1e-12).
 """
@@ -255,6 +256,13 @@ class Tracer:
         self.seconds: dict[str, float] = {}
         self.shared: dict[str, float] = {}  # CPU seconds of fixtures that several tests share
         self.fixtures: dict[str, list[str]] = {}
+        self.item = ""
+        self.starters: set[str] = set()  # tests that start Python anew, which no tracer sees
+        sys.addaudithook(self._note_starter)
+
+    def _note_starter(self, event: str, values: tuple[Any, ...]) -> None:
+        if event == "subprocess.Popen" and "python" in Path(os.fspath(values[0])).name:
+            self.starters.add(self.item)
 
     def pytest_collection_modifyitems(self, items: list[Any]) -> None:
         for item in items:
@@ -299,9 +307,13 @@ def _too_slow(*_: Any) -> None:
 
 @dataclass(frozen=True)
 class Map:
-    """Traced CPU seconds of every test, and the tests that execute each line of each file (line 0: any line)."""
+    """Traced CPU seconds of every test, and the tests that execute each line of each file (line 0: any line).
+
+    ``starters`` start Python anew, which may execute anything.
+    """
 
     seconds: dict[str, float]
+    starters: list[str]
     lines: dict[str, dict[str, list[str]]]
 
     def tests(self, mutant: Mutant) -> list[str]:
@@ -341,7 +353,7 @@ def trace(tree: Path, tests: tuple[str, ...], files: list[str]) -> Map:
         for line, contexts in coverage.get_data().contexts_by_lineno(str(tree / file)).items():
             own[str(line)] = sorted({test for context in contexts for test in users.get(context, [context])})
         own["0"] = sorted({test for names in own.values() for test in names if test})
-    return Map(tracer.seconds, lines)
+    return Map(tracer.seconds, sorted(tracer.starters & set(tracer.seconds)), lines)
 
 
 # ------------------------------------------------------------------------------------------------------- the test runs
@@ -475,7 +487,8 @@ def mutated(source: bytes, mutant: Mutant) -> bytes:
 def try_in_functions(tree: Path, todo: list[Mutant], chart: Map, out: Path, report: Callable[..., None]) -> int:
     """Exchange the code of living functions, one mutant per child of a process that has collected the tests.
 
-    A function that closes over other names than before does not take the new code: it is not reported.
+    Not reported: a survivor that a process of a test may still meet, and a function that closes over other names than
+    before and so does not take the new code.
     """
     path = tree / todo[0].file
     source = path.read_bytes()
@@ -487,7 +500,9 @@ def try_in_functions(tree: Path, todo: list[Mutant], chart: Map, out: Path, repo
             tests, after = chart.tests(mutant), codes(compile(mutated(source, mutant), path, "exec"))
             changed = [(one, code) for name, code in after.items() if code != before[name] for one in functions[name]]
             if changed and all(one.__code__.co_freevars == code.co_freevars for one, code in changed):
-                report(mutant, loop.outcome(tests, out, chart.limit(tests), lambda changed=changed: exchange(changed)))
+                outcome = loop.outcome(tests, out, chart.limit(tests), lambda changed=changed: exchange(changed))
+                if outcome != "survived" or not chart.starters:
+                    report(mutant, outcome)
 
     return collected(sorted({test for mutant in todo for test in chart.tests(mutant)}), work)
 
@@ -500,6 +515,7 @@ def exchange(changed: list[tuple[FunctionType, CodeType]]) -> None:
 def try_as_file(tree: Path, mutant: Mutant, chart: Map, out: Path) -> str:
     """Write the mutant into the tree, import and run everything anew, put the original back."""
     path, tests = tree / mutant.file, chart.tests(mutant)
+    tests += [test for test in chart.starters if test not in tests]
     original, stat = path.read_bytes(), path.stat()
 
     def work() -> int:
@@ -517,18 +533,15 @@ def try_as_file(tree: Path, mutant: Mutant, chart: Map, out: Path) -> str:
 
 
 def try_all(tree: Path, todo: list[Mutant], chart: Map, out: Path, report: Progress) -> None:
-    """Try mutants and report each outcome: those inside functions first, then those that only a new import shows."""
-    for mutant in todo:
-        if not chart.tests(mutant):
-            report(mutant, "uncovered")
-    covered = [mutant for mutant in todo if chart.tests(mutant)]
-    if inside := [mutant for mutant in covered if not chart.imported(mutant)]:
+    """Try mutants and report each outcome: those inside functions first, then those that a new import shows."""
+    if inside := [mutant for mutant in todo if chart.tests(mutant) and not chart.imported(mutant)]:
         in_child(lambda: try_in_functions(tree, inside, chart, out, report), out / "session.log", 10**6)
     done = {row["name"] for row in load(out / "results.jsonl").values() if row["run"] == RUN}
     report.bar.n = len({mutant.name for mutant in todo} & done)
-    for mutant in covered:
+    for mutant in todo:
         if mutant.name not in done:
-            report(mutant, try_as_file(tree, mutant, chart, out))
+            outcome = try_as_file(tree, mutant, chart, out) if chart.tests(mutant) or chart.starters else "survived"
+            report(mutant, outcome if chart.tests(mutant) or outcome != "survived" else "uncovered")
 
 
 # -------------------------------------------------------------------------------------------------------- command line
