@@ -6,6 +6,7 @@ import types
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pytest
 
 from aent import entropy as entropies
@@ -74,6 +75,13 @@ def test_a_number_that_yaml_took_for_text_is_read() -> None:
     assert controller_from_dict({"type": "band", **band}) == Band(1, 0.1, 2, 1, 0, 10.0)
     with pytest.raises(ValueError, match="shape must be"):  # a field for text stays text
         controller_from_dict({"type": "schedule", "initial": 1, "final": 0, "steps": 5, "shape": "1e3"})
+
+
+def test_a_rule_is_itself_and_numpy_numbers_are_saved_as_plain_ones() -> None:
+    rule = TopK(3)
+    assert entropies.SUPPORTS.read(rule, "x") is rule
+    one, sweep = Constant(np.float64(0.1)), Constant(np.array([0.1, 0.2]))
+    assert json.dumps([one.to_dict()["coefficient"], sweep.to_dict()["coefficient"]]) == "[0.1, [0.1, 0.2]]"
 
 
 def test_a_suggestion_ends_the_sentence() -> None:
