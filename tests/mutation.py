@@ -307,7 +307,7 @@ def _too_slow(*_: Any) -> None:
 
 @dataclass(frozen=True)
 class Map:
-    """Traced CPU seconds of every test, and the tests that execute each line of each file (line 0: any line).
+    """Traced CPU seconds of every test, and the tests that execute each line of each file.
 
     ``starters`` start Python anew, which may execute anything.
     """
@@ -317,11 +317,11 @@ class Map:
     lines: dict[str, dict[str, list[str]]]
 
     def tests(self, mutant: Mutant) -> list[str]:
-        """Tests of a mutant, quick ones first; all tests of the file where its line runs on import."""
+        """Tests of a mutant, quick ones first; all tests where its line runs on import, a table for instance."""
         lines = self.lines.get(mutant.file, {})
         found = {test for line in range(mutant.line, mutant.last + 1) for test in lines.get(str(line), ())}
-        found = set(lines.get("0", ())) if "" in found else found
-        return sorted(found & set(self.seconds), key=lambda test: (self.seconds[test], test))
+        found = set(self.seconds) if self.imported(mutant) else found & set(self.seconds)
+        return sorted(found, key=lambda test: (self.seconds[test], test))
 
     def imported(self, mutant: Mutant) -> bool:
         """Whether the mutant's lines run when the file is imported."""
@@ -352,7 +352,6 @@ def trace(tree: Path, tests: tuple[str, ...], files: list[str]) -> Map:
         own = lines[file] = {}
         for line, contexts in coverage.get_data().contexts_by_lineno(str(tree / file)).items():
             own[str(line)] = sorted({test for context in contexts for test in users.get(context, [context])})
-        own["0"] = sorted({test for names in own.values() for test in names if test})
     return Map(tracer.seconds, sorted(tracer.starters & set(tracer.seconds)), lines)
 
 
@@ -558,6 +557,9 @@ def copy_tracked_files(tree: Path) -> None:
         if source.is_file() and not (target.is_file() and target.read_bytes() == source.read_bytes()):
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(source, target)
+    author = ["-c", "user.name=mutation", "-c", "user.email=mutation@localhost"]
+    for command in (["init"], ["add", "--all"], [*author, "commit", "--message", "Copy", "--allow-empty"]):
+        subprocess.run(["git", *command], cwd=tree, capture_output=True, check=True)  # provenance asks for it
 
 
 def load(path: Path) -> dict[str, dict[str, Any]]:
