@@ -152,6 +152,13 @@ def test_a_reward_that_is_no_finite_number_is_named_with_its_row(wrong, said) ->
     assert faults[0].startswith(f"the reward 'my_reward' {said}")
 
 
+def test_a_long_prompt_or_completion_is_cut_after_200_characters() -> None:
+    faults = []
+    wrong = check_rewards(lambda **_: [math.nan], "mine", faults.append)
+    wrong(prompts=["p" * 198], completions=["c" * 199])  # and two quotation marks
+    assert faults == [f"the reward 'mine' returned nan for prompt '{'p' * 198}', completion '{'c' * 199}..."]
+
+
 @pytest.mark.parametrize("later", [False, True], ids=["", "async"])
 def test_a_reward_of_infinity_stops_the_run_before_the_advantages(tmp_path, later) -> None:
     def my_reward(completions, trainer_state, **_):
