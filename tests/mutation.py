@@ -494,8 +494,12 @@ def try_in_functions(tree: Path, todo: list[Mutant], chart: Map, out: Path, repo
     source = path.read_bytes()
     before = codes(compile(source, path, "exec"))
 
+    every = sorted({test for mutant in todo for test in chart.tests(mutant)})
+
     def work(loop: Loop) -> None:
         functions = living_functions(path)
+        if in_child(lambda: loop.run(every, EXAMPLES, out / "first-failure"), out / "log", 10**6) != "survived":
+            raise SystemExit(f"without a mutant, too, fails {(out / 'first-failure').read_text(encoding='utf-8')}")
         for mutant in todo:
             tests, after = chart.tests(mutant), codes(compile(mutated(source, mutant), path, "exec"))
             changed = [(one, code) for name, code in after.items() if code != before[name] for one in functions[name]]
@@ -504,7 +508,7 @@ def try_in_functions(tree: Path, todo: list[Mutant], chart: Map, out: Path, repo
                 if outcome != "survived" or not chart.starters:
                     report(mutant, outcome)
 
-    return collected(sorted({test for mutant in todo for test in chart.tests(mutant)}), work)
+    return collected(every, work)
 
 
 def exchange(changed: list[tuple[FunctionType, CodeType]]) -> None:
@@ -535,7 +539,9 @@ def try_as_file(tree: Path, mutant: Mutant, chart: Map, out: Path) -> str:
 def try_all(tree: Path, todo: list[Mutant], chart: Map, out: Path, report: Progress) -> None:
     """Try mutants and report each outcome: those inside functions first, then those that a new import shows."""
     if inside := [mutant for mutant in todo if chart.tests(mutant) and not chart.imported(mutant)]:
-        in_child(lambda: try_in_functions(tree, inside, chart, out, report), out / "session.log", 10**6)
+        session = in_child(lambda: try_in_functions(tree, inside, chart, out, report), out / "session.log", 10**6)
+        if session != "survived":
+            raise SystemExit(f"the tests could not be run, see {out / 'session.log'}")
     done = {row["name"] for row in load(out / "results.jsonl").values() if row["run"] == RUN}
     report.bar.n = len({mutant.name for mutant in todo} & done)
     for mutant in todo:
