@@ -234,9 +234,10 @@ def test_order_is_kept_for_strings_and_for_messages() -> None:
         assert reward(messages, references) == expected
 
 
-def test_lengths_must_agree() -> None:
+@pytest.mark.parametrize("reward", [exact_match, math_verify])
+def test_lengths_must_agree(reward: Any) -> None:
     with pytest.raises(ValueError, match="zip"):
-        exact_match(["1", "2"], ["1"])
+        reward(["1", "2"], ["1"])
 
 
 # ------------------------------------------------------------------------------------------------------- exact match
