@@ -44,6 +44,7 @@ from types import CodeType, FunctionType
 from typing import Any
 
 import pytest
+from numba.core import event
 from tqdm import tqdm
 
 ROOT = Path(__file__).parent.parent
@@ -93,7 +94,7 @@ LEAST = 20
 RUN = time.time()
 OUTCOMES = ("killed", "survived", "uncovered", "timed out")
 ALIVE = OUTCOMES[1:3]
-SLOWEST = 15  # CPU seconds, traced: slower tests are left out
+SLOWEST = 15  # traced CPU seconds: slower tests are left out
 
 # ---------------------------------------------------------------------------------------------------- what is changed
 
@@ -154,7 +155,7 @@ def mutants(file: str, source: bytes) -> list[Mutant]:
     for node in _nodes(tree):
         for kind, after in _changes(node, text):
             begin, end = span(node)
-            changed = source[:begin] + after.encode() + source[end:]
+            changed = replaced(source, begin, end, after)
             with contextlib.suppress(SyntaxError):
                 if (program := ast.dump(ast.parse(changed))) not in seen:
                     seen.add(program)
@@ -163,6 +164,13 @@ def mutants(file: str, source: bytes) -> list[Mutant]:
                     lines = node.lineno, node.end_lineno
                     found.append(Mutant(file, *place, *lines, kind, text(node), after, begin, end))
     return found
+
+
+def replaced(source: bytes, begin: int, end: int, after: str) -> bytes:
+    """Put other text in the place of a node; what comes behind it stays on its line."""
+    before, parenthesis, rest = after.encode().partition(b"(")
+    lost = source[begin:end].count(b"\n") - after.count("\n")
+    return source[:begin] + before + parenthesis + b"\n" * lost + rest + source[end:]
 
 
 def _places(node: ast.AST, names: tuple[str, ...]) -> Iterator[tuple[str, ast.stmt]]:
@@ -257,7 +265,7 @@ class Tracer:
         self.seconds: dict[str, float] = {}
         self.shared: dict[str, float] = {}  # CPU seconds of fixtures that several tests share
         self.fixtures: dict[str, list[str]] = {}
-        self.item = ""
+        self.item, self.compiler = "", Compiler()
         self.starters: set[str] = set()  # tests that start Python anew, which no tracer sees
         sys.addaudithook(self._note_starter)
 
@@ -279,31 +287,47 @@ class Tracer:
     def pytest_fixture_setup(self, fixturedef: Any) -> Any:
         if fixturedef.scope == "function":
             return (yield)
-        begin, name = time.process_time(), f"fixture {fixturedef.argname}"
+        name = f"fixture {fixturedef.argname}"
         self.coverage.switch_context(name)
         try:
-            return (yield)
+            with self._measured(self.shared, name):
+                return (yield)
         finally:
-            self.shared[name] = time.process_time() - begin
             self.coverage.switch_context(self.item)
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_call(self, item: Any) -> Any:
-        begin = time.process_time()
-        signal.signal(signal.SIGPROF, _too_slow)
-        signal.setitimer(signal.ITIMER_PROF, SLOWEST)
-        try:
+        with self._measured(self.seconds, item.nodeid):
             result = yield
-            own = [f"fixture {name}" for name in item.fixturenames if f"fixture {name}" in self.shared]
-            self.seconds[item.nodeid] = time.process_time() - begin + sum(self.shared[name] for name in own)
+        own = [f"fixture {name}" for name in item.fixturenames if f"fixture {name}" in self.shared]
+        if self.seconds[item.nodeid] > SLOWEST:
+            del self.seconds[item.nodeid]
+        else:
+            self.seconds[item.nodeid] += sum(self.shared[name] for name in own)
             self.fixtures[item.nodeid] = own
-            return result
-        finally:
-            signal.setitimer(signal.ITIMER_PROF, 0)
+        return result
+
+    @contextlib.contextmanager
+    def _measured(self, times: dict[str, float], name: str) -> Iterator[None]:
+        """Note CPU seconds under a name, without those of the compiler: later runs find its work on disk."""
+        begin = time.process_time() - self.compiler.seconds
+        yield
+        times[name] = time.process_time() - self.compiler.seconds - begin
 
 
-def _too_slow(*_: Any) -> None:
-    raise TimeoutError(f"more than {SLOWEST} s of CPU time")
+class Compiler(event.Listener):
+    """Adds up the CPU seconds that numba compiles."""
+
+    def __init__(self) -> None:
+        self.seconds, self.depth, self.begin = 0.0, 0, 0.0
+
+    def on_start(self, _: Any) -> None:
+        self.depth += 1
+        self.begin = time.process_time() if self.depth == 1 else self.begin
+
+    def on_end(self, _: Any) -> None:
+        self.depth -= 1
+        self.seconds += 0.0 if self.depth else time.process_time() - self.begin
 
 
 @dataclass(frozen=True)
@@ -341,7 +365,8 @@ def trace(tree: Path, tests: tuple[str, ...], files: list[str]) -> Map:
     coverage = Coverage(data_file=None, include=[str(tree / file) for file in files], config_file=False)
     tracer = Tracer(coverage)
     coverage.start()
-    code = pytest.main(["-q", "-p", "no:cacheprovider", *tests], plugins=[tracer, Interpreter()])
+    with event.install_listener("numba:compile", tracer.compiler):
+        code = pytest.main(["-q", "-p", "no:cacheprovider", *tests], plugins=[tracer, Interpreter()])
     coverage.stop()
     print(f"traced with exit status {code}: {len(tracer.seconds)} tests")
     lines: dict[str, dict[str, list[str]]] = {}
@@ -481,7 +506,7 @@ def living_functions(path: Path) -> dict[tuple[str, int], list[FunctionType]]:
 
 
 def mutated(source: bytes, mutant: Mutant) -> bytes:
-    return source[: mutant.begin] + mutant.after.encode() + source[mutant.end :]
+    return replaced(source, mutant.begin, mutant.end, mutant.after)
 
 
 def try_in_functions(tree: Path, todo: list[Mutant], chart: Map, out: Path, report: Callable[..., None]) -> int:
