@@ -292,6 +292,9 @@ def test_a_draw_never_finds_a_token_of_probability_zero() -> None:
     short = np.array([0.25, 0.75])  # less than a block: its last token is the last of all
     assert [kernels._draw(short, np.ones(1), u) for u in (0.0, 0.2499, 0.25, 1 - 2**-53)] == [0, 0, 1, 1]
     assert kernels._draw(short, np.full(1, 1.001), 1 - 2**-53) == 1  # a block's sum in float32 may be rounded upwards
+    odds[:] = 0.0
+    odds[[kernels.BLOCK - 1, kernels.BLOCK + 5]] = 0.5
+    assert kernels._draw(odds, np.array([0.5005, 0.5, 0.0]), 0.5) == kernels.BLOCK - 1  # and the draw stays in it
 
 
 # ------------------------------------------------------------------------------------------ controllers on a toy MDP
