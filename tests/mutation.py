@@ -652,7 +652,7 @@ def mapped(tree: Path, file: str, tests: tuple[str, ...], out: Path) -> Map:
 
 def table(tried: dict[str, tuple[int, Counter[str]]]) -> str:
     """Lay out (possible mutants, outcomes) of each file, with a row of sums."""
-    rows = [("file", "possible", "tried", *OUTCOMES)]
+    rows: list[tuple[Any, ...]] = [("file", "possible", "tried", *OUTCOMES)]
     for file, (possible, counts) in tried.items():
         rows.append((file, possible, counts.total(), *(counts[one] for one in OUTCOMES)))
     rows.append(("all", *(sum(column) for column in zip(*(row[1:] for row in rows[1:]), strict=True))))

@@ -196,7 +196,8 @@ def test_an_error_is_explained_once_with_the_best_reason_there_is():
 def test_a_draft_of_another_machine_is_abandoned_after_a_day(tmp_path, age, kept):
     draft = tmp_path / ".draft-other-host-1-0c"
     draft.mkdir()
-    os.utime(draft, (time.time() - age,) * 2)
+    then = time.time() - age
+    os.utime(draft, (then, then))
     with draft_folder(tmp_path) as own:
         assert draft.exists() == kept
         assert own.exists()
