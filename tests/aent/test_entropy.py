@@ -557,6 +557,14 @@ def test_the_parts_of_a_split_have_together_the_gradient_of_the_whole(support):
     np.testing.assert_allclose(logits.grad, -p * (log_p - p @ log_p), atol=1e-14)
 
 
+@pytest.mark.parametrize("support", [Full(), TopK(1), LeastLikely()])
+def test_a_split_computes_nothing_invalid_on_the_way(support):
+    """Neither for an empty tail nor for a dropped mass of 0 or 1; numpy would warn."""
+    with np.errstate(all="raise", under="ignore"):
+        parts = entropy_split(np.array([1.0, 0.0, -math.inf]), support)
+    assert np.isfinite(parts).all()
+
+
 # ------------------------------------------------------------------------------------------------------------ sampled
 
 
