@@ -82,6 +82,13 @@ def test_sampled_step_by_hand() -> None:
     assert step == pytest.approx(np.array([[-expected, expected]]), abs=1e-12)
 
 
+def test_random_numbers_are_drawn_for_the_responses_to_every_prompt_and_no_others() -> None:
+    mdp = random_tree(rng(0), actions=3, horizon=2).mdp  # one prompt, and three states behind it
+    for prompts, start in ((1, mdp.start), (2, np.array([0.5, 0.5, 0.0, 0.0]))):
+        uniforms, normals = Randoms(replace(mdp, start=start), Learner(1, 1.0, group_size=5), [3, 4, 9]).at(0)
+        assert (uniforms.shape, normals.shape) == ((3, 5 * prompts, 2, 2), (3, 5 * prompts))
+
+
 def test_sampled_steps_average_to_the_scaled_exact_gradient() -> None:
     """In a wide group the return's deviation is fixed, so E[step] = (exact gradient) / sd * (G-1)/G."""
     instance, group = two_armed(-1.0), 64
