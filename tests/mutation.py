@@ -609,7 +609,7 @@ class Progress:
     def __init__(self, file: str, total: int, results: Path):
         self.results, self.alive = results, 0
         tqdm.monitor_interval = 0  # no thread: forks would lose it
-        self.bar = tqdm(total=total, desc=file, file=os.fdopen(os.dup(2), "w"), disable=not total, unit="mutant")
+        self.bar = tqdm(total=total, desc=file, file=os.fdopen(os.dup(2), "w"), unit="mutant")
 
     def __enter__(self) -> Progress:
         return self
@@ -712,9 +712,10 @@ def main() -> int:
             known = load(results)
             alive = [one for one in drawn if one.name in known and known[one.name]["outcome"] in ALIVE]
             todo = alive if args.retry else [one for one in drawn if one.name not in known]
-            chart = mapped(tree, file, tuple(args.tests or TARGETS[file]), results.parent)
-            with Progress(file, len(todo), results) as report:
-                try_all(tree, todo, chart, results.parent, report)
+            if todo:
+                chart = mapped(tree, file, tuple(args.tests or TARGETS[file]), results.parent)
+                with Progress(file, len(todo), results) as report:
+                    try_all(tree, todo, chart, results.parent, report)
         known = load(results)
         outcomes = {one: known[one.name]["outcome"] for one in drawn if one.name in known}
         for one, outcome in outcomes.items():
