@@ -383,11 +383,13 @@ def test_a_misset_full_bonus_floods_the_tail_and_a_clamped_one_cannot() -> None:
         ({"learning_rate": "0.1"}, "finite"),
         ({"learning_rate": None}, "finite"),
         ({"group_size": 1}, "group_size >= 2"),
+        ({"updates": 2, "gradient": "exact"}, "updates > 1 reuse a sample"),
     ],
 )
 def test_learner_refuses(options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Learner(**{"steps": 10, "learning_rate": 0.1, **options})
+    assert Learner(10, 0.1, updates=2).gradient == "sampled"
 
 
 def test_train_refuses() -> None:
@@ -398,7 +400,7 @@ def test_train_refuses() -> None:
     ends = replace(other, mdp=replace(other.mdp, transition=0 * other.mdp.transition))
     impossible = replace(small, prior=np.where(np.arange(50) == 3, -np.inf, small.prior))
     for call, message in (
-        (lambda: train([impossible], learner), "finite"),
+        (lambda: train([impossible], learner), "prior logits must be finite"),
         (lambda: train([], learner), "no instance"),
         (lambda: train([small], learner, seeds=[1, 2]), "one seed per run"),
         (lambda: train([small, other], learner), "one family"),
