@@ -143,6 +143,12 @@ def test_any_support_rule_works_on_the_reference_engine() -> None:
         train(instances, Learner(5, 0.1), support=Nucleus(0.8), engine="fused")
 
 
+def test_every_twentieth_step_is_recorded_and_the_last() -> None:
+    instances = [token_tree(rng(0), actions=50, optimal=1)]
+    assert train(instances, Learner(45, 0.1)).step.tolist() == [0, 20, 40, 45]
+    assert train(instances, Learner(6, 0.1, record_every=3)).step.tolist() == [0, 3, 6]
+
+
 def test_runs_do_not_depend_on_chunks_neighbours_or_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     instances = [token_tree(rng(s), actions=300, optimal=1) for s in range(4)]
     coefficients = np.array([0.0, 0.1, 0.2, 0.3])
