@@ -56,6 +56,7 @@ KERNELS = tuple(  # what an interpreter runs in seconds
     for name in (
         "adam_is_the_published_recurrence",
         "cut_is_exact_from_any_first_guess",
+        "cut_among_neighbouring_floats",
         "draws_follow_the_policy",
         "a_draw_never_finds_a_token_of_probability_zero",
         "sampled_step_by_hand",

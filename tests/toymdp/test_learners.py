@@ -272,6 +272,14 @@ def test_cut_is_exact_from_any_first_guess(row: list[float], data: st.DataObject
     assert places == pytest.approx(kept - (z > threshold).sum())
 
 
+def test_cut_among_neighbouring_floats() -> None:
+    """One token on top, eight one float below it, one a float below these: of eight places seven go to the eight."""
+    middle = np.nextafter(np.float32(1.0), np.float32(2.0))
+    z = np.array([1.0, *[middle] * 8, np.nextafter(middle, np.float32(2.0))], dtype=np.float32)
+    threshold, places, share, _, _ = kernels._cut(z, None, 8.0, 0, 2.0**23)
+    assert (threshold, places, share) == (middle, 7.0, 7 / 8)
+
+
 def test_row_statistics_in_float32() -> None:
     z = rng(0).normal(0, 3, 100_000).astype(np.float32)
     odds, sums, out = np.empty_like(z), np.empty(200), np.zeros(kernels.STATISTICS)
