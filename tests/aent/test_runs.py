@@ -1,5 +1,6 @@
 """Run directories: never overwritten, readable at any moment, resumable after a kill."""
 
+import errno
 import json
 import math
 import os
@@ -9,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -172,6 +174,104 @@ def test_provenance_works_without_git(monkeypatch):
     assert provenance()["dirty"] is None
 
 
+CHECKOUT = """
+import json, subprocess
+from pathlib import Path
+from aent.runs import provenance
+
+def git(*arguments):
+    command = ["git", "-c", "user.name=a", "-c", "user.email=a@b", *arguments]
+    return subprocess.run(command, capture_output=True, text=True).stdout.strip()
+
+def state():
+    found = provenance()
+    return found["commit"], found["dirty"]
+
+said = [state()]
+git("init", "-q"), git("add", "."), git("commit", "-q", "-m", "one")
+said += [state(), git("rev-parse", "HEAD")]
+Path("results.json").write_text("{}")
+said += [state()]
+Path("scripts/own.py").write_text("1")
+said += [state()]
+git("rm", "-q", "-r", "--cached", "aent"), git("commit", "-q", "-m", "two")
+print(json.dumps([*said, state()]))
+"""
+
+
+def test_provenance_knows_its_checkout_and_whether_code_in_it_has_changed(tmp_path):
+    shutil.copytree(Path(runs.__file__).parent, tmp_path / "aent", ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / "scripts").mkdir()
+    (tmp_path / "scripts" / "own.py").write_text("0")
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path), "PYTHONDONTWRITEBYTECODE": "1"}
+    environment |= {"GIT_CEILING_DIRECTORIES": str(tmp_path.parent), "GIT_CONFIG_GLOBAL": os.devnull}
+    done = subprocess.run(
+        [sys.executable, "-c", CHECKOUT], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+    )
+    nowhere, clean, commit, results, edited, beside = json.loads(done.stdout)
+    assert re.fullmatch("[0-9a-f]{40,64}", commit)
+    assert (clean, results, edited) == ([commit, False], [commit, False], [commit, True])
+    assert nowhere == beside == [None, None]  # no checkout, and one that does not hold this package
+
+
+def test_the_first_line_of_a_name_under_proc_counts(tmp_path):
+    path = tmp_path / "cpuinfo"
+    path.write_text("processor\t: 0\nmodel name\t: Fast: 2 GHz\nmodel name\t: Another\n")
+    assert runs._first_field(path, "model name") == "Fast: 2 GHz"
+    assert runs._first_field(path, "Model") is runs._first_field(tmp_path / "none", "Model") is None
+
+
+def test_a_directory_that_appears_meanwhile_is_named_and_left_alone(tmp_path, monkeypatch):
+    def meanwhile(seed):
+        (tmp_path / "run" / "theirs").mkdir(parents=True)
+        return provenance(seed)
+
+    monkeypatch.setattr(runs, "provenance", meanwhile)
+    with pytest.raises(OSError, match=r"cannot write .*run: Directory not empty; choose another place"):
+        Run.create(tmp_path / "run", CONFIG, seed=0)
+    assert os.listdir(tmp_path) == ["run"]
+    assert os.listdir(tmp_path / "run") == ["theirs"]
+
+
+def test_metrics_that_became_read_only_are_named_on_resume(tmp_path, monkeypatch):
+    Run.create(tmp_path / "run", CONFIG, seed=0)
+    real = Path.open
+
+    def read_only(self, mode="r", *options, **more):  # root may write everywhere else
+        if "+" in mode:
+            raise OSError(errno.EROFS, "Read-only file system")
+        return real(self, mode, *options, **more)
+
+    monkeypatch.setattr(Path, "open", read_only)
+    with pytest.raises(OSError, match=r"cannot write .*metrics\.jsonl: Read-only file system; choose"):
+        Run.resume(tmp_path / "run", CONFIG)
+
+
+@pytest.mark.parametrize("wrong", [{"resumed": {}}, {"seed": "3"}, {"config": [1]}], ids=str)
+def test_provenance_of_the_wrong_types_is_damaged(tmp_path, wrong):
+    Run.create(tmp_path / "run", CONFIG, seed=0)
+    path = tmp_path / "run" / "provenance.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **wrong}))
+    with pytest.raises(ValueError, match=rf"provenance\.json is damaged: {next(iter(wrong))} of the wrong type"):
+        read_run(tmp_path / "run")
+
+
+def test_a_run_that_has_logged_nothing_is_started_anew_and_others_are_not(tmp_path):
+    Run.create(tmp_path / "run", CONFIG, seed=0)
+    (tmp_path / "run" / "metrics.jsonl").write_text('{"torn')
+    (tmp_path / "run" / "theirs").write_text("stays")
+    run = Run.restart(tmp_path / "run", {**CONFIG, "drop": 0.5}, seed=7)
+    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == b""
+    run.log(step=1)
+    config, origin, lines = read_run(tmp_path / "run")
+    assert config == origin["config"] == run.config == {**CONFIG, "drop": 0.5}
+    assert (origin["seed"], origin["resumed"], lines) == (7, [], [{"step": 1}])
+    assert (tmp_path / "run" / "theirs").read_text() == "stays"
+    with pytest.raises(ValueError, match="holds a run with logged steps; nothing was overwritten"):
+        Run.restart(tmp_path / "run", CONFIG, seed=0)
+    assert read_run(tmp_path / "run") == (config, origin, lines)
+
+
 def test_a_link_where_a_draft_was_expected_is_not_followed(tmp_path):
     """Earlier versions named drafts ``.NAME.PID``, and wrote through whatever stood there."""
     (tmp_path / "victim").mkdir()
@@ -212,6 +312,8 @@ def test_what_may_change_takes_effect_and_is_recorded_and_the_rest_is_refused(tm
     assert config == origin["config"] == {"steps": 9, "rate": 0.1}
     assert origin["resumed"][-1]["changed"] == ["name: saved 'a', given nothing", "steps: saved 5, given 9"]
     assert changes(tmp_path / "run", {"steps": 9, "rate": 0.1}) == []
+    with pytest.raises(ValueError, match=r"another config: steps: saved 9, given 10\. "):
+        changes(tmp_path / "run", {"steps": 10, "rate": 0.1})  # nothing may change unless it is said
 
 
 def test_an_edit_of_config_json_neither_passes_for_the_old_settings_nor_is_undone_without_a_word(tmp_path):
@@ -271,8 +373,9 @@ def test_a_killed_process_leaves_no_lock_though_its_file_is_there(tmp_path):
 def test_without_locks_of_the_system_a_warning_says_so(tmp_path, monkeypatch):
     Run.create(tmp_path / "run", CONFIG, seed=0)
     monkeypatch.setattr(runs, "fcntl", None)
-    with pytest.warns(UserWarning, match="is not locked"), locked(tmp_path / "run"):
+    with pytest.warns(UserWarning, match="is not locked") as warned, locked(tmp_path / "run"):
         pass
+    assert warned[0].filename == __file__  # it points at the ``with`` above
 
 
 @pytest.mark.parametrize("name", ["provenance.json", "metrics.jsonl"])

@@ -166,6 +166,9 @@ def test_clip_cov_does_not_draw_what_ppo_clips():
     """r = .7 and A = -2 is clipped at .8: the only candidate left is Cov = 2, though its draw is higher."""
     tokens = by_hand([[1, 1], [1, 0.7]], **COVARIANCES, uniforms=[[0.6, 0.1], [0.1, 0.5]])
     np.testing.assert_allclose(ClipCovariance()(tokens, 0.25).policy, [[0, 2], [-2, 0]])
+    # mean A = -1, mean log pi = -2: Cov = 2, -2, -2, 2; A = 0 is never clipped, so the first is drawn, in vain
+    tokens = by_hand([[0.7, 1, 1, 1]], [0, 0, -2, -2], log_probs=[[0, -4, 0, -4]], uniforms=[[0.1, 0.2, 0.3, 0.4]])
+    np.testing.assert_allclose(ClipCovariance()(tokens, 0.25).policy, [[0, 0, -2, -2]])
 
 
 def test_kl_cov_by_hand():

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from aent_llm import mathematics, rewards, tiny
 from aent_llm.announcements import boxed_answer, final_answer, hash_answer
-from aent_llm.rewards import exact_match, math_verify, parses, reward_function, score_completions
+from aent_llm.rewards import exact_match, is_correct, math_verify, parses, reward_function, score_completions
 
 rationals = st.fractions(min_value=-50, max_value=50, max_denominator=40)
 # Denominators 2^a 5^b: a finite decimal, so that no rounding is involved.
@@ -126,7 +126,17 @@ def test_any_text_gives_a_reward(text: str) -> None:
         assert exact_match([completion], ["1/7"])[0] in (0.0, 1.0)
 
 
+def test_a_word_and_a_formula_are_compared_as_formulas_and_two_words_as_words() -> None:
+    assert math_verify([r"\boxed{abcd}", r"\boxed{ab\cdot cd}"], [r"ab \cdot cd", "abcd"]) == [1.0, 1.0]
+    assert math_verify([r"\boxed{silent}", r"\boxed{Listen}"], ["listen", "listen"]) == [0.0, 1.0]
+
+
+def test_a_completion_is_correct_from_half_a_reward_on() -> None:
+    assert [is_correct(score) for score in (None, 0.0, 0.49, 0.5, 1.0)] == [False, False, False, True, True]
+
+
 def test_a_computation_without_end_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert 1 <= rewards.TIMEOUT_SECONDS <= 5  # 0 is no limit at all
     monkeypatch.setattr(rewards, "TIMEOUT_SECONDS", 1)
     start = time.monotonic()
     assert math_verify([r"\boxed{9^{9^{9^{9}}}}", r"\boxed{42}"], ["42", "42"]) == [0.0, 1.0]
@@ -224,9 +234,10 @@ def test_order_is_kept_for_strings_and_for_messages() -> None:
         assert reward(messages, references) == expected
 
 
-def test_lengths_must_agree() -> None:
+@pytest.mark.parametrize("reward", [exact_match, math_verify])
+def test_lengths_must_agree(reward: Any) -> None:
     with pytest.raises(ValueError, match="zip"):
-        exact_match(["1", "2"], ["1"])
+        reward(["1", "2"], ["1"])
 
 
 # ------------------------------------------------------------------------------------------------------- exact match

@@ -15,7 +15,7 @@ import torch
 from transformers import TrainerCallback
 
 import small
-from aent_llm import signals
+from aent_llm import checkpoint, signals
 from aent_llm.checkpoint import SEAL, last_complete
 from aent_llm.config import AEntGRPOConfig
 from aent_llm.finite import are_finite, check_rewards
@@ -152,6 +152,13 @@ def test_a_reward_that_is_no_finite_number_is_named_with_its_row(wrong, said) ->
     assert faults[0].startswith(f"the reward 'my_reward' {said}")
 
 
+def test_a_long_prompt_or_completion_is_cut_after_200_characters() -> None:
+    faults = []
+    wrong = check_rewards(lambda **_: [math.nan], "mine", faults.append)
+    wrong(prompts=["p" * 198], completions=["c" * 199])  # and two quotation marks
+    assert faults == [f"the reward 'mine' returned nan for prompt '{'p' * 198}', completion '{'c' * 199}..."]
+
+
 @pytest.mark.parametrize("later", [False, True], ids=["", "async"])
 def test_a_reward_of_infinity_stops_the_run_before_the_advantages(tmp_path, later) -> None:
     def my_reward(completions, trainer_state, **_):
@@ -192,6 +199,22 @@ def test_true_goes_on_from_the_newest_whole_checkpoint_and_says_why(run, copy, c
     assert [f"not used: {copy}/checkpoint-{step}/" in caplog.text for step in (6, 4, 2)] == [True, True, False]
     assert last_complete(copy)[0] == copy / "checkpoint-6"  # written again
     assert not (copy / "README.md").exists()  # TRL's card, which knows neither model nor task
+
+
+def test_a_checkpoint_that_was_just_found_is_not_read_again(run, copy, monkeypatch) -> None:
+    one = small.trainer(copy, small.model(seed=1), **BASE)
+    found = one.last_checkpoint()
+    monkeypatch.setattr(checkpoint, "unseal", None)
+    assert found == str(copy / "checkpoint-6")
+    assert one.train(resume_from_checkpoint=found).global_step == 6
+    assert torch.equal(small.weights(one), small.weights(run[1]))
+
+
+def test_a_finished_run_of_sharded_weights_says_where_they_are(copy, monkeypatch) -> None:
+    one = small.trainer(copy, **BASE)
+    monkeypatch.setattr(AEntGRPOTrainer, "is_sharded", True)
+    with pytest.raises(ValueError, match=f"all steps are done; the weights are in {copy}/checkpoint-6"):
+        one.train(resume_from_checkpoint=True)
 
 
 def test_a_damaged_one_asked_for_by_name_is_refused(copy) -> None:

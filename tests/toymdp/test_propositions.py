@@ -314,6 +314,16 @@ def test_the_covariance_law_predicts_the_derivative_along_the_gradient_of_the_va
     assert errors[-1] < 0.01 * predicted
 
 
+def test_tokens_whose_returns_differ_by_rounding_are_all_optimal() -> None:
+    """Whatever the size of the return: .1 + .2 - .3 is 6e-17, not 0."""
+    for rewards, optimal in (
+        ([0.0, 0.1 + 0.2 - 0.3, -1e-9], [True, True, False]),
+        ([1e6 * (0.1 + 0.2), 3e5, 3e5 - 1e-3], [True, True, False]),
+    ):
+        mdp = TokenMDP(np.ones(1), np.zeros((1, 3, 1)), np.array([rewards]), np.arange(3)[None])
+        assert bounds.optimal_entries(mdp, optimum(mdp)).tolist() == [optimal]
+
+
 def test_the_gap_identity_behind_p1b() -> None:
     """V* - V = sum_t dV/dz(s_t*, a_t*) / P(a_0*..a_t*), the performance difference along the optimal response."""
     instance = random_tree(np.random.default_rng(5), actions=2, horizon=3)
