@@ -21,5 +21,5 @@ def suggest(name: object, known: Iterable[str], *, most: int = 1) -> str:
         ("; did you mean 'DropLowest'?", '')
     """
     names = {plain_name(one): one for one in known}
-    close = difflib.get_close_matches(plain_name(str(name)), names, n=most, cutoff=0.5)
+    close = difflib.get_close_matches(plain_name(str(name)), names, n=most)
     return f"; did you mean {' or '.join(repr(names[one]) for one in close)}?" if close else ""

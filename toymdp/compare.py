@@ -398,6 +398,7 @@ def compare(
     Raises:
         ValueError: two cells of one setting, whose rows could not be told apart.
         BrokenOff: a worker process was killed; says what is kept and how to go on.
+        KeyboardInterrupt: Ctrl-C; says the same.
     """
     if len({cell.setting for cell in cells}) < len(cells):
         raise ValueError("two cells have the same setting: call compare once per learner and add a column to its rows")
@@ -417,10 +418,12 @@ def compare(
                     run.log(**row)
             if callable(progress):
                 progress(done, len(todo))
-    except BrokenExecutor:
+    except (BrokenExecutor, KeyboardInterrupt) as stop:
         kept = "nothing is kept without a run directory (--out)"
         if run is not None:
             kept = f"{len(parts)} of {len(pairs)} pairs are kept in {run.directory}: go on with --resume"
+        if isinstance(stop, KeyboardInterrupt):
+            raise KeyboardInterrupt(f"Ctrl-C; {kept}") from None
         raise BrokenOff(
             f"a worker process was killed, as the system does when memory runs out; {kept}. Give fewer --jobs"
         ) from None

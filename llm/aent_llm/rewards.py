@@ -187,8 +187,8 @@ def reward_function(name: str) -> Reward:
         module = importlib.import_module(module_name)
     except Exception as error:
         raise ValueError(
-            f"reward {name!r}: importing {module_name!r} failed ({type(error).__name__}: {error}). Give the path of a "
-            "module that imports from this folder, or add its folder to PYTHONPATH"
+            f"reward {name!r}: importing {module_name!r} failed ({type(error).__name__}: {error}). Name a module, "
+            "package.module without .py, that imports from this folder, or add its folder to PYTHONPATH"
         ) from error
     if not hasattr(module, attribute):
         raise ValueError(
