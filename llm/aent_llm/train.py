@@ -330,7 +330,13 @@ def _config(experiment: Experiment) -> dict[str, Any]:
 
 def _is_free(output: Path) -> bool:
     """Whether nothing is there, or a start that came to no step: a second try takes its place."""
-    return output.is_dir() and (not any(output.iterdir()) or _is_stepless(output))
+    return output.is_dir() and (_is_empty(output) or _is_stepless(output))
+
+
+def _is_empty(output: Path) -> bool:
+    """Whether a directory holds nothing, or only the empty folder that TRL's trainer makes for ``log_completions``."""
+    found = list(output.iterdir())
+    return not found or (found == [output / "completions"] and found[0].is_dir() and not any(found[0].iterdir()))
 
 
 def _is_stepless(output: Path) -> bool:
@@ -344,7 +350,13 @@ def _open_run(experiment: Experiment, output: Path, seed: int, resume: bool) -> 
     if resume:
         return Run.resume(output, _config(experiment), may_change)
     if not _is_stepless(output):
-        return Run.create(output, _config(experiment), seed)
+        made = output.is_dir() and any(output.iterdir()) and _is_empty(output)
+        if made:
+            (output / "completions").rmdir()  # a run appears in one rename
+        run = Run.create(output, _config(experiment), seed)
+        if made:
+            (output / "completions").mkdir()
+        return run
     (output / "before.json").unlink(missing_ok=True)  # measured with the settings of that start
     return Run.restart(output, _config(experiment), seed)
 

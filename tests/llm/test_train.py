@@ -64,9 +64,11 @@ def metrics(run: Path) -> dict[int, dict]:
 
 
 def test_a_run_leaves_a_directory_that_explains_itself(parts, tmp_path, capsys) -> None:
-    path = config(parts, tmp_path, max_steps=3)
-    assert main(["train", "--config", str(path), "--output", str(tmp_path / "run")]) == 0
+    path = config(parts, tmp_path, max_steps=3, log_completions=True)
     run = tmp_path / "run"
+    (run / "completions").mkdir(parents=True)  # left by a start that failed once TRL's trainer was made
+    assert main(["train", "--config", str(path), "--output", str(run)]) == 0
+    assert len(list((run / "completions").glob("*.parquet"))) == 3
     kept, provenance, lines = read_run(run)
     assert kept["entropy"]["controller"] == BAND
     assert provenance["versions"]["trl"]
