@@ -132,8 +132,8 @@ def check_generation_kwargs(args: GRPOConfig) -> None:
     """Refuse what cannot be meant in ``generation_kwargs``.
 
     Raises:
-        ValueError: a temperature other than ``args.temperature``; a name that transformers would ignore; a setting that
-            changes the shape of what TRL gets back.
+        ValueError: a temperature or a length other than the field of ``args``; a name that transformers would ignore; a
+            setting that changes the shape of what TRL gets back.
     """
     given: dict[str, Any] = args.generation_kwargs or {}  # type: ignore[assignment]  # JSON text is parsed by now
     temperature = given.get("temperature", args.temperature)
@@ -142,6 +142,12 @@ def check_generation_kwargs(args: GRPOConfig) -> None:
             f"generation_kwargs: temperature={temperature} beside temperature={args.temperature}: completions would be "
             "sampled at one and scored at the other. Set temperature alone; trainer and sampler both follow it"
         )
+    for name in ("max_new_tokens", "max_tokens", "max_length"):
+        if given.get(name) not in (None, args.max_completion_length):
+            raise ValueError(
+                f"generation_kwargs: {name}={given[name]} beside max_completion_length={args.max_completion_length}, by "
+                "which context and batch are checked. Set max_completion_length alone"
+            )
     for name in _BREAK_TRL:
         if given.get(name) not in (*_OFF, 1):
             raise ValueError(

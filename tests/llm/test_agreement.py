@@ -88,7 +88,7 @@ def config(**settings):
         ({"num_beams": 3}, ["num_beams=3"]),
         ({"top_p": 0.8}, ["top_p=0.8"]),
         ({"typical_p": 0.9, "min_new_tokens": 4}, ["typical_p=0.9", "min_new_tokens=4"]),
-        ({"suppress_tokens": [], "min_length": 0, "max_new_tokens": 5, "renormalize_logits": True}, []),
+        ({"suppress_tokens": [], "min_length": 0, "renormalize_logits": True}, []),
     ],
 )
 def test_what_changes_the_distribution_is_listed(given, found) -> None:
@@ -160,6 +160,7 @@ def test_settings_and_dropout_are_said_in_one_line(folder, caplog) -> None:
     ("given", "message"),
     [
         ({"temperature": 0.5}, r"temperature=0.5 beside temperature=1.0"),
+        ({"max_new_tokens": 3}, r"max_new_tokens=3 beside max_completion_length="),
         ('{"temperature": 0.5}', r"temperature=0.5 beside temperature=1.0"),
         ({"supress_tokens": [3]}, r"no setting 'supress_tokens'.*did you mean 'suppress_tokens'"),
         ({"num_return_sequences": 2}, r"num_return_sequences=2 does not go with GRPO"),
