@@ -334,6 +334,14 @@ def test_every_alarm_has_a_line() -> None:
     assert sorted(told) == sorted(next(text for text in told if start.startswith(text)) for start in starts)
 
 
+def test_the_reward_of_the_guide_takes_texts_and_conversations() -> None:
+    (block,) = blocks("python", read("llm/README.md"))
+    names: dict[str, Any] = {}
+    exec(block, names)
+    assert names["brief"](completions=["a" * 300, "a"], answer=["1", "2"], trainer_state=None) == [0.0, 1.0]
+    assert names["brief"](completions=[[{"role": "assistant", "content": "a"}]], answer=["1"]) == [1.0]
+
+
 @pytest.mark.parametrize(
     "page", ["docs/which-method.md", "docs/from-trl.md", "docs/metrics.md", "docs/methods.md", "llm/README.md"]
 )
