@@ -37,10 +37,10 @@ class Answer(NamedTuple):
 
     @property
     def key(self) -> str:
-        """The value as it is compared: ``+042.50`` is ``42.5``, and white space counts between words only."""
+        """The value as it is compared: ``+042.50`` is ``42.5``; white space counts between words and between digits."""
         if _DECIMAL.fullmatch(self.value):
             return _plain_decimal(self.value)
-        return self.value if self.is_words else re.sub(UNIT_TEXT, r"\1", self.value).replace(" ", "")
+        return self.value if self.is_words else re.sub(r"(?<!\d) | (?!\d)", "", re.sub(UNIT_TEXT, r"\1", self.value))
 
     @property
     def is_words(self) -> bool:
@@ -153,6 +153,7 @@ NO_UNIT = re.compile(  # words that make another number of it, or no number
     re.IGNORECASE,
 )
 _SILENT = re.compile(r"\\[lc]?dots|\.\.\.|…|\d\s*\\text\s*\{(?!\s*(?:and|or|,)\s*\})[^{}]*\}\s*\d")
+_APART = re.compile(r"\d (?!\d+/\d|\d{3}(?!\d))\d")  # "1 2", neither a mixed number nor thousands
 PLAIN = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+|\d+/0*[1-9]\d*|\\frac\{\d+\}\{0*[1-9]\d*\})|[A-Za-z]+")
 _BASED = re.compile(r"(\d[\dA-F]*)_\{?(\d+)\}?")  # 1011_2, a numeral with its base
 _UNIT_NAMES = {
@@ -217,8 +218,8 @@ def differ(one: Answer, other: Answer) -> bool:
     """Tell whether two answers differ in what math-verify does not look at.
 
     These are different units that are known, cm and m (squared or not is no matter), or different bases; decimals that
-    do not agree to six places, or to six digits below 1; three dots or words between numbers (5 feet 3) in only one; a
-    list that names a value twice, but for sets in braces.
+    do not agree to six places, or to six digits below 1; three dots or words between numbers (5 feet 3) in only one;
+    digits with a space between them (1 2); a list that names a value twice, but for sets in braces.
     """
     units = {one.unit.partition("^")[0], other.unit.partition("^")[0]}
     known = set(_UNIT_NAMES.values()) - {"%", "°"}
@@ -228,6 +229,8 @@ def differ(one: Answer, other: Answer) -> bool:
         a, b = Decimal(one.key), Decimal(other.key)
         return abs(a - b) * 10**6 > min(1, max(abs(a), abs(b)))
     if bool(_SILENT.search(one.value)) != bool(_SILENT.search(other.value)):
+        return True
+    if _APART.search(one.value) or _APART.search(other.value):  # math-verify adds them up
         return True
     if r"\{" in one.value + other.value:
         return False

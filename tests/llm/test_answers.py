@@ -275,6 +275,12 @@ RIGHT: list[tuple[str, Any, str]] = [
     (r"\boxed{x \approx 3.14}", "3.14", "both"),
     (r"\boxed{P(A) = 0.5}", "0.5", "both"),
     (r"\boxed{7\text{ times as many}}", "7", "both"),
+    # --- a space between digits
+    (r"\boxed{2\frac{1}{2}}", "2 1/2", "math"),
+    (r"\boxed{2 1/2}", "5/2", "math"),
+    (r"\boxed{2\ 1/2}", "2 1/2", "both"),
+    (r"\boxed{2 \frac{1}{2}}", r"2\frac{1}{2}", "both"),
+    ("#### 1 000", "1000", "both"),
 ]  # fmt: skip
 
 WRONG: list[tuple[str, Any, str]] = [
@@ -464,6 +470,16 @@ WRONG: list[tuple[str, Any, str]] = [
     (r"\boxed{x^{2}3}", "x^{23}", "both"),
     (r"\boxed{\frac{1}23}", r"\frac{1}{23}", "both"),
     (r"\boxed{\mathrm{(C)}\ 12}", "D", "both"),
+    # --- a space between digits
+    (r"\boxed{31/4}", "3 1/4", "both"),
+    (r"\boxed{11/2}", "1 1/2", "both"),
+    ("#### 21/2", "2 1/2", "both"),
+    (r"\boxed{2 1/2}", "21/2", "both"),
+    (r"\boxed{12}", "1 2", "both"),
+    (r"\boxed{1\ 2}", "12", "both"),
+    (r"\boxed{1 2}", "3", "both"),
+    (r"\boxed{2 1}", "1 2", "both"),
+    ("#### 4 2", "42", "both"),
 ]  # fmt: skip
 
 
