@@ -154,12 +154,14 @@ def announced_answer(text: str) -> str | None:
 def final_answer(text: str) -> str:
     r"""Return the announced answer, or the whole text where nothing is announced; cleaned as ``read_answer`` does.
 
+    Dollars and euros are left out.
+
     Examples:
         >>> [final_answer(t) for t in ("Paris.", r"it is $\boxed{1,000}$", "we pay\n#### $1,000")]
         ['Paris', '1000', '1000']
     """
     answer = read_final(text)
-    return f"{answer.text} {answer.unit}" if answer.unit else answer.text
+    return f"{answer.text} {answer.unit}" if answer.unit not in ("", "dollar", "euro") else answer.text
 
 
 def read_final(text: str) -> Answer:

@@ -1,7 +1,7 @@
 r"""Read an answer: its variable, value and unit, freed from the ways of writing that do not change its meaning.
 
-Math delimiters, ``\text{}``, ``\left``, bold, currency signs, thousands separators and a full stop at the end go away;
-``-`` is one character. ``announcements`` finds the answer in a text.
+Math delimiters, ``\text{}``, ``\left``, bold, thousands separators and a full stop at the end go away; the sign of a
+currency is a unit; ``-`` is one character. ``announcements`` finds the answer in a text.
 
 Left out: numbers as words ("forty-two", "5 million"), decimal commas, units behind a formula (``2\pi`` cm and
 ``2\pi`` m), words of three small letters (``cat`` is a product, and so is ``act``), ``0.333...``, an equation against a
@@ -88,10 +88,17 @@ _CHARACTERS = str.maketrans(
         "²": "^2", "³": "^3", "½": r"\frac{1}{2}", "¼": r"\frac{1}{4}", "¾": r"\frac{3}{4}", "％": "%",
     }
 )  # fmt: skip
+_SIGNED = (
+    r"^((?:\$(?!\d)|[^\w,;<>$€£¥₹]|\\(?:text|math)\w*\{|\([A-H]\)|[A-Za-z]\s*=)*)"  # what may stand before one price
+)
+_PRICE = r"\s*([+-]?(?:\d[\d,]*(?:\.\d+)?|\.\d+))(?=[\s.*_)}\]\\$]*$)"
 _SPELLINGS: list[tuple[re.Pattern[str], str]] = [
     (re.compile(pattern), replacement)
     for pattern, replacement in (
-        (r"(?<!\\)\\[()\[\]]|\\?\$|\*\*|__|`", ""),  # math delimiters, currency, bold
+        (rf"{_SIGNED}\\\${_PRICE}", r"\1\2 dollars"),  # the sign of a currency is a unit
+        (rf"{_SIGNED}(?<!\\)\${_PRICE}(?![^$]*\$)", r"\1\2 dollars"),
+        (rf"{_SIGNED}([€£¥₹]){_PRICE}", r"\1\3 \2"),
+        (r"(?<!\\)\\[()\[\]]|\\?\$|\*\*|__|`", ""),  # math delimiters, other dollars, bold
         (r"^[*_=`\"“”]+|[*_=`\"“”]+$|</?(?:b|strong|i|em)>", ""),
         (r"\\(?:left|right|displaystyle|textstyle)(?![A-Za-z])|(?<!\\)\\!", ""),
         (r"\\[dtc]frac(?![A-Za-z])", r"\\frac"),
@@ -102,6 +109,8 @@ _SPELLINGS: list[tuple[re.Pattern[str], str]] = [
         (r"\{,\}", ","),
         (r"(?<!\\)\\(?:[,;: ]|q?quad(?![A-Za-z]))|~", " "),
         (r"\\varnothing(?![A-Za-z])", r"\\emptyset"),
+        (r"\\colon(?![A-Za-z])", ":"),
+        (r"\^\{?\\circ\s*\}?\s*\\(?:text|textrm|mathrm)\s*\{\s*([CF])\s*\}", r"^\\circ \1"),
         (r"\\([lg])eq(?![A-Za-z])", r"\\\1e"),
         (r"(?:√|\\sqrt(?![A-Za-z]))\s*(?:(\d+|[A-Za-z])|\(([^()]*)\))", r"\\sqrt{\1\2}"),
         (r"^[–—](?=[\d.])", "-"),
@@ -154,6 +163,9 @@ NO_UNIT = re.compile(  # words that make another number of it, or no number
 )
 _SILENT = re.compile(r"\\[lc]?dots|\.\.\.|…|\d\s*\\text\s*\{(?!\s*(?:and|or|,)\s*\})[^{}]*\}\s*\d")
 _APART = re.compile(r"\d (?!\d+/\d|\d{3}(?!\d))\d")  # "1 2", neither a mixed number nor thousands
+_CLOCK = re.compile(r"\d{1,2}:[0-5]\d")  # 12:30 is no fraction; a ratio, 3:4, is one
+RATIO = re.compile(r"[^\s:=|]+(?:\s?:\s?[^\s:=|]+){2,}")  # 1:2:3
+DATE = re.compile(r"([12]\d{3})-(0\d|1[0-2])-([0-3]\d)")
 PLAIN = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+|\d+/0*[1-9]\d*|\\frac\{\d+\}\{0*[1-9]\d*\})|[A-Za-z]+")
 _BASED = re.compile(r"(\d[\dA-F]*)_\{?(\d+)\}?")  # 1011_2, a numeral with its base
 _UNIT_NAMES = {
@@ -166,10 +178,17 @@ _UNIT_NAMES = {
         "m": "m meter metre", "km": "km kilometer kilometre", "in": "in inch inches",
         "ft": "ft foot feet",
         "yd": "yd yard", "mi": "mi mile", "mg": "mg milligram", "g": "g gram", "kg": "kg kilogram",
-        "lb": "lb lbs pound",
+        "pound": "lb lbs pound £ gbp",
         "ml": "ml milliliter millilitre", "l": "l liter litre", "s": "s sec second", "min": "min minute",
         "h": "h hr hour", "day": "day", "week": "week", "month": "month", "year": "yr year",
-        "cent": "¢ cent", "dollar": "$ usd dollar", "euro": "€ eur euro",
+        "cent": "¢ cent", "dollar": "$ usd dollar", "euro": "€ eur euro", "yen": "¥ jpy yen", "rupee": "₹ inr rupee",
+        "°c": "°c °celsius celsius", "°f": "°f °fahrenheit fahrenheit",
+        "newton": "n newton", "joule": "j joule", "kj": "kj kilojoule", "watt": "w watt", "kw": "kw kilowatt",
+        "volt": "v volt", "hz": "hz hertz", "pa": "pa pascal", "kpa": "kpa kilopascal", "ton": "t ton tonne",
+        "oz": "oz ounce", "am": "am a.m", "pm": "pm p.m",
+        "january": "january jan", "february": "february feb", "march": "march", "april": "april apr", "may": "may",
+        "june": "june jun", "july": "july jul", "august": "august aug", "september": "september sept",
+        "october": "october oct", "november": "november nov", "december": "december dec",
     }.items()
     for one in names.split()
     for name in (one, f"{one}s")
@@ -219,7 +238,8 @@ def differ(one: Answer, other: Answer) -> bool:
 
     These are different units that are known, cm and m (squared or not is no matter), or different bases; decimals that
     do not agree to six places, or to six digits below 1; three dots or words between numbers (5 feet 3) in only one;
-    digits with a space between them (1 2); a list that names a value twice, but for sets in braces.
+    digits with a space between them (1 2); a time, a date or a ratio of three parts and something else; a list that
+    names a value twice, but for sets in braces.
     """
     units = {one.unit.partition("^")[0], other.unit.partition("^")[0]}
     known = set(_UNIT_NAMES.values()) - {"%", "°"}
@@ -231,6 +251,10 @@ def differ(one: Answer, other: Answer) -> bool:
     if bool(_SILENT.search(one.value)) != bool(_SILENT.search(other.value)):
         return True
     if _APART.search(one.value) or _APART.search(other.value):  # math-verify adds them up
+        return True
+    if (":" in one.value) != (":" in other.value) and any(_CLOCK.fullmatch(each.value) for each in (one, other)):
+        return True
+    if any(bool(form.fullmatch(one.value)) != bool(form.fullmatch(other.value)) for form in (RATIO, DATE)):
         return True
     if r"\{" in one.value + other.value:
         return False
@@ -308,7 +332,7 @@ def closes(text: str, start: int) -> int:
 def _unit_name(unit: str) -> str:
     """A unit in lower case, without LaTeX."""
     name = re.sub(r"[{}\\\s]+", " ", re.sub(UNIT_TEXT, r"\1", unit)).strip(" .").lower()
-    name = re.sub(r"\^ ?circ ?", "°", name)
+    name = re.sub(r"\^ ?circ ?|^degrees? (?=c\b|f\b|celsius|fahrenheit)", "°", name)
     base, power, rest = name.partition("^")
     return _UNIT_NAMES.get(base.strip(), base) + power + rest
 

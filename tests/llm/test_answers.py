@@ -281,6 +281,29 @@ RIGHT: list[tuple[str, Any, str]] = [
     (r"\boxed{2\ 1/2}", "2 1/2", "both"),
     (r"\boxed{2 \frac{1}{2}}", r"2\frac{1}{2}", "both"),
     ("#### 1 000", "1000", "both"),
+    # --- ratios, times, dates
+    (r"\boxed{3 : 4}", "3:4", "both"),
+    (r"\boxed{6:8}", "3:4", "math"),
+    (r"\boxed{3:4}", r"\frac{3}{4}", "math"),
+    (r"\boxed{2:4:6}", "1:2:3", "math"),
+    (r"\boxed{1\colon 2\colon 3}", "1 : 2 : 3", "both"),
+    (r"\boxed{2024-01-02}", "2024-01-02", "both"),
+    # --- currency
+    (r"\boxed{\$5}", "5 dollars", "both"),
+    (r"\boxed{x = \$1,000}", "1000", "both"),
+    (r"\boxed{€5}", "5", "both"),
+    (r"\boxed{€5}", "5 euros", "both"),
+    (r"\boxed{5€}", "€5", "both"),
+    (r"\boxed{£5}", "5 pounds", "both"),
+    ("The answer is -$5.", "-5 dollars", "both"),
+    (r"\boxed{\$5, \$6}", "5, 6", "both"),
+    # --- units
+    (r"\boxed{25^\circ C}", r"25^{\circ}\text{C}", "both"),
+    (r"\boxed{25 degrees Celsius}", r"25^\circ\mathrm{C}", "both"),
+    (r"\boxed{25^\circ C}", r"25^\circ", "math"),
+    (r"\boxed{5\,\mathrm{N}}", "5 newtons", "both"),
+    ("The answer is 5 January.", "5 January", "both"),
+    (r"\boxed{5 red clips}", "5 clips", "math"),
 ]  # fmt: skip
 
 WRONG: list[tuple[str, Any, str]] = [
@@ -480,6 +503,30 @@ WRONG: list[tuple[str, Any, str]] = [
     (r"\boxed{1 2}", "3", "both"),
     (r"\boxed{2 1}", "1 2", "both"),
     ("#### 4 2", "42", "both"),
+    # --- ratios, times, dates
+    (r"\boxed{1:3:2}", "1:2:3", "both"),
+    (r"\boxed{2:3:4}", "2:4:3", "both"),
+    (r"\boxed{1:6}", "1:2:3", "both"),
+    (r"\boxed{1/6}", "1:2:3", "both"),
+    (r"\boxed{(2,3)}", "1:2:3", "both"),
+    (r"\boxed{12:30}", "12/30", "both"),
+    (r"\boxed{2024-01-02}", "2021", "both"),
+    (r"\boxed{2024-01-02}", "2024-02-01", "both"),
+    # --- currency
+    (r"\boxed{€5}", r"\$5", "both"),
+    (r"\boxed{£5}", "$5", "both"),
+    (r"\boxed{¥5}", "₹5", "both"),
+    (r"\boxed{5\text{ euros}}", r"\$5", "both"),
+    (r"\boxed{€5}", "5 dollars", "both"),
+    (r"\boxed{5\text{ cents}}", r"\$5", "both"),
+    # --- units
+    (r"\boxed{25^\circ C}", r"25^\circ F", "both"),
+    (r"\boxed{25^\circ\text{C}}", r"25^\circ\text{F}", "both"),
+    (r"\boxed{5\,\mathrm{kJ}}", r"5\,\mathrm{J}", "both"),
+    (r"\boxed{5\text{ tons}}", r"5\text{ kg}", "both"),
+    (r"\boxed{5\text{ N}}", r"5\text{ J}", "both"),
+    (r"\boxed{5 am}", "5 pm", "both"),
+    ("The answer is 5 January.", "5 February", "both"),
 ]  # fmt: skip
 
 
