@@ -14,7 +14,7 @@ import re
 from decimal import Decimal
 from typing import Any, NamedTuple
 
-__all__ = ["Answer", "differ", "is_formula", "read_answer", "reference_text", "same_answer"]
+__all__ = ["Answer", "decimals_agree", "differ", "is_formula", "read_answer", "reference_text", "same_answer"]
 
 LONGEST = 2000  # characters of an answer; a longer one is left as it is
 
@@ -40,7 +40,11 @@ class Answer(NamedTuple):
         """The value as it is compared: ``+042.50`` is ``42.5``; white space counts between words and between digits."""
         if _DECIMAL.fullmatch(self.value):
             return _plain_decimal(self.value)
-        return self.value if self.is_words else re.sub(r"(?<!\d) | (?!\d)", "", re.sub(UNIT_TEXT, r"\1", self.value))
+        return (
+            self.value
+            if self.is_words
+            else re.sub(r"(?<!\d) | (?!\d)|(?<!\d{4}) (?=\d{3}(?![\d/]))", "", re.sub(UNIT_TEXT, r"\1", self.value))
+        )
 
     @property
     def is_words(self) -> bool:
@@ -100,7 +104,8 @@ _SPELLINGS: list[tuple[re.Pattern[str], str]] = [
         (rf"{_SIGNED}([€£¥₹]){_PRICE}", r"\1\3 \2"),
         (r"(?<!\\)\\[()\[\]]|\\?\$|\*\*|__|`", ""),  # math delimiters, other dollars, bold
         (r"^[*_=`\"“”]+|[*_=`\"“”]+$|</?(?:b|strong|i|em)>", ""),
-        (r"\\(?:left|right|displaystyle|textstyle)(?![A-Za-z])|(?<!\\)\\!", ""),
+        (r"\\(?:left|right|displaystyle|textstyle|tiny|small|normalsize|[lL]arge|LARGE|[hH]uge)(?![A-Za-z])", ""),
+        (r"(?<!\\)\\!|\\therefore(?![A-Za-z])|∴", ""),
         (r"\\[dtc]frac(?![A-Za-z])", r"\\frac"),
         (r"\\frac\s*(\d)", r"\\frac{\1}"),
         (r"(\\frac\s*\{[^{}]*\})\s*(\d)", r"\1{\2}"),
@@ -128,7 +133,10 @@ _PROSE = re.compile(r"[A-Za-z][A-Za-z' .,-]*")
 _FUNCTIONS = {"and", "sqrt", "sin", "cos", "tan", "cot", "sec", "csc", "log", "exp", "inf", "infinity", "mod", "pmod"}
 _DECIMAL = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)")
 _GROUPED = re.compile(r"([+-]?)(\d{1,3}(?:([, _'])\d{3})(?:\3\d{3})*)(\.\d+)?")
-_SUM = re.compile(r"(?:(?:[^A-Za-z\\=<>!]|\\(?:times|cdot|div|frac)(?![A-Za-z]))*=\s*)+(?=[^=])")
+_LEFT = r"(?:[^A-Za-z\\=<>!]|\\(?:times|cdot|div|frac|sqrt|pi)(?![A-Za-z]))+"
+_NAMED = r"\s*(?![A-Hei]$)[A-Za-z](?:_\{?\w+\}?)?$"  # what 42 is in "42 = x"; "42 = B" is a choice
+_SUM = re.compile(rf"(?:(?:[^A-Za-z\\=<>!]|\\(?:times|cdot|div|frac)(?![A-Za-z]))*=\s*)+(?=[^=])(?!{_NAMED})")
+_ASSIGNS = re.compile(rf"({_LEFT})=({_NAMED})")
 _CHOICE = re.compile(
     r"(?:\\(?:text|math)(?:bf|rm)?\{\s*\(?([A-H])[).:]*\s*\}|\(?([A-H])(?:\)|[.:](?=\s)))\s*(?=[\w\\$.-])(.+)"
 )
@@ -217,6 +225,8 @@ def _in_parts(text: str) -> Answer:
     variable, value = "", text
     if choice := _CHOICE.fullmatch(text):
         variable, value = f"({choice[1] or choice[2]})", choice[3]
+    elif assigns := _ASSIGNS.fullmatch(text):
+        variable, value = assigns[2].strip(), assigns[1].strip()
     elif assigned := _ASSIGNED.fullmatch(text):
         variable, value = assigned[1], assigned[2].strip()
     quantity = _QUANTITY.fullmatch(value)
@@ -245,9 +255,8 @@ def differ(one: Answer, other: Answer) -> bool:
     known = set(_UNIT_NAMES.values()) - {"%", "°"}
     if len(units) == 2 and all(unit in known or unit.startswith("base ") for unit in units):
         return True
-    if _DECIMAL.fullmatch(one.key) and _DECIMAL.fullmatch(other.key) and (len(units) == 1 or "%" not in units):
-        a, b = Decimal(one.key), Decimal(other.key)
-        return abs(a - b) * 10**6 > min(1, max(abs(a), abs(b)))
+    if (alike := decimals_agree(one, other)) is not None:
+        return not alike
     if bool(_SILENT.search(one.value)) != bool(_SILENT.search(other.value)):
         return True
     if _APART.search(one.value) or _APART.search(other.value):  # math-verify adds them up
@@ -260,6 +269,16 @@ def differ(one: Answer, other: Answer) -> bool:
         return False
     lists = [_elements(one.value), _elements(other.value)]
     return any(len(set(each)) < len(each) for each in lists) and lists[0] != lists[1]
+
+
+def decimals_agree(one: Answer, other: Answer) -> bool | None:
+    """Tell whether two decimals agree to six places, or to six digits below 1; None for others, and for per cents."""
+    if not (_DECIMAL.fullmatch(one.key) and _DECIMAL.fullmatch(other.key)):
+        return None
+    if one.unit != other.unit and "%" in (one.unit, other.unit):
+        return None
+    a, b = Decimal(one.key), Decimal(other.key)
+    return abs(a - b) * 10**6 <= min(1, max(abs(a), abs(b)))
 
 
 def _elements(value: str) -> list[str]:
@@ -310,7 +329,7 @@ def _cleaned(raw: str) -> str:
 
 def _unwrapped(text: str) -> str:
     """The text without its outermost wrapper: a full stop, a ``\\text{}`` around it all, the brackets of ``(C)``."""
-    text = re.sub(r"(?<![.])[.,;:]+$", "", text)
+    text = re.sub(r"(?<![.])(?:[.,;:]|\\\\)+$", "", text)
     wrapper = _WRAPPER.match(text)
     if wrapper and closes(text, wrapper.end()) == len(text):
         return text[wrapper.end() : -1].strip()

@@ -304,6 +304,30 @@ RIGHT: list[tuple[str, Any, str]] = [
     (r"\boxed{5\,\mathrm{N}}", "5 newtons", "both"),
     ("The answer is 5 January.", "5 January", "both"),
     (r"\boxed{5 red clips}", "5 clips", "math"),
+    (r"\boxed{10 000, 20 000}", "10000, 20000", "both"),
+    # --- sizes, line ends, other phrases
+    (r"\boxed{\large 42}", "42", "both"),
+    (r"\boxed{\Large{42}}", "42", "both"),
+    (r"\boxed{\displaystyle\frac{1}{2}\\}", "1/2", "math"),
+    (r"\boxed{42\\}", "42", "both"),
+    (r"\boxed{\begin{pmatrix}1\\2\\\end{pmatrix}}", r"\begin{pmatrix}1\\2\end{pmatrix}", "math"),
+    (r"\boxed{\therefore 42}", "42", "both"),
+    ("The answer is 3 and not 4.", "3", "both"),
+    ("Final answer - 42", "42", "both"),
+    ("**Final answer** – 42.", "42", "both"),
+    (r"\boxed{42 = x}", "42", "both"),
+    (r"\boxed{42}", "42 = x", "both"),
+    (r"\boxed{42 = x}", "x = 42", "both"),
+    (r"\boxed{6 \times 7 = 42 = x}", "42", "both"),
+    (r"\boxed{\frac{1}{2} = x}", "1/2", "math"),
+    (r"\boxed{12 = B}", "B", "both"),
+    (r"\boxed{1000000.0000001}", "1000000", "math"),
+    (r"\boxed{5}", "5.0000001", "math"),
+    # --- boxes behind a blank line
+    ("\\boxed{3}\n\n\\boxed{4}", "4", "both"),
+    ("$$\\boxed{3}$$\n \n$$\\boxed{4}$$", "4", "both"),
+    ("\\boxed{1}\n\\boxed{2}", "1, 2", "both"),
+    ("\\boxed{1}\n\nand\n\n\\boxed{2}", "1, 2", "both"),
 ]  # fmt: skip
 
 WRONG: list[tuple[str, Any, str]] = [
@@ -527,6 +551,18 @@ WRONG: list[tuple[str, Any, str]] = [
     (r"\boxed{5\text{ N}}", r"5\text{ J}", "both"),
     (r"\boxed{5 am}", "5 pm", "both"),
     ("The answer is 5 January.", "5 February", "both"),
+    # --- equations, other phrases
+    (r"\boxed{2y = x}", "2", "both"),
+    (r"\boxed{42 = x}", "42 = y", "both"),
+    (r"\boxed{4\\2}", "42", "both"),
+    ("The answer is 3 and 4.", "3", "both"),
+    ("The answer is 4 and not 3.", "3", "both"),
+    ("What is the answer - 42", "42", "both"),
+    (r"\boxed{1000000.00001}", "1000000", "both"),
+    (r"\boxed{x = 5.0000001}", "y = 5", "both"),
+    # --- boxes behind a blank line
+    ("\\boxed{3}\n\n\\boxed{4}", "3, 4", "both"),
+    ("\\boxed{3}\n\n\\boxed{4}", "3", "both"),
 ]  # fmt: skip
 
 
