@@ -91,7 +91,7 @@ _PHRASE = re.compile(
     rf"""
       {_NOUN} [^.\n:=?!]{{0,80}}? \b(?:is|are|was|were|be|becomes|equals|comes\ (?:out\ )?(?:to|as))\b \s* [:=]?
     | {_NOUN} [*_`)\]\s]{{0,4}} (?:\([^()\n]{{0,40}}\))? [*_`]{{0,3}} \s* [:=]
-    | ^[ \t*#]* (?:the[ ])? (?:final[ ])? answer [ \t*]+ [-–—] (?=[ \t*])
+    | ^[ \t*#]* (?:the[ ])? (?:final[ ])? answer [ \t*]+ [-–—] (?=[ \t*]) (?![ \t*]+ [A-Za-z]+ [ ] [a-z])
     | ^[ \t]* (?:[#]+|[*]{{2}}) [ \t]* (?:final[ ]|the[ ])* answer [ \t*:]* $
     """,
     re.IGNORECASE | re.MULTILINE | re.VERBOSE,

@@ -328,6 +328,7 @@ RIGHT: list[tuple[str, Any, str]] = [
     ("$$\\boxed{3}$$\n \n$$\\boxed{4}$$", "4", "both"),
     ("\\boxed{1}\n\\boxed{2}", "1, 2", "both"),
     ("\\boxed{1}\n\nand\n\n\\boxed{2}", "1, 2", "both"),
+    ("The answer - I think - is 7.", "7", "both"),
 ]  # fmt: skip
 
 WRONG: list[tuple[str, Any, str]] = [
@@ -563,6 +564,7 @@ WRONG: list[tuple[str, Any, str]] = [
     # --- boxes behind a blank line
     ("\\boxed{3}\n\n\\boxed{4}", "3, 4", "both"),
     ("\\boxed{3}\n\n\\boxed{4}", "3", "both"),
+    (r"\boxed{1 2 3}", "123", "both"),
 ]  # fmt: skip
 
 
