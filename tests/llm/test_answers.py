@@ -751,6 +751,7 @@ LONG = [
     "a", r"\text{", "answer\n", "not ", ".", "The answer is 1. That is wrong. ", r"\boxed{1} or x = ", "7", "\\",
     "Answer: \\", r"not \boxed{1} ", "so the ", "so x = 1 ", "therefore ", "option C is correct ", "C is the ",
     "<|im", "<|im|>", r"\text{ half}", "1,", "[1,", "10^", "0.1", r"\bar1", "AB ",
+    "1:", "1 000 ", "answer - ", "* ", "€", "(A)",
 ]  # fmt: skip
 
 
