@@ -3,11 +3,12 @@ r"""Find the final answer of a completion: one reading for all rewards, for vote
 ``announced_answer`` finds what a text gives as its answer. These are announcements:
 
 - ``\boxed{...}``, ``\fbox{...}``, ``\boxed 7``. Boxes with nothing but "and", "or", a comma, white space or ``x =``
-  between them are one answer with several parts; else the last box counts. A box without an end or content is none.
+  between them are one answer with several parts; else, and behind a blank line, the last box counts. A box without an
+  end or content is none.
 - ``#### ...``, to the end of its line (GSM8K), and ``<answer>...</answer>``.
-- "The answer is ...", "Answer: ...", a heading "Answer" with the answer below it; plain, bold or as a formula. "The
-  correct option", "the final result" and the like are the same as "the answer"; so is "option C is correct", where no
-  other option is called so.
+- "The answer is ...", "Answer: ...", "Answer - ...", a heading "Answer" with the answer below it; plain, bold or as
+  a formula. "The correct option", "the final result" and the like are the same as "the answer"; so is
+  "option C is correct", where no other option is called so.
 - Where there is none of these, the sentence that ends the text, if it is "therefore" (thus, hence, so), then a variable
   alone or "the ...", then "is" or "=", then a number or formula: "Therefore, x = 5."
 
@@ -80,6 +81,7 @@ _OPENING = re.compile(r"\\(?:boxed|fbox)\s*\{")
 _BRACES = re.compile(rf"(?P<box>{_OPENING.pattern})|\\.|[{{}}]", re.DOTALL)  # an escaped brace, \{, nests nothing
 _BARE_BOX = re.compile(r"\\(?:boxed|fbox)(?:\s+|(?=[\d\\+-]))(\\[dt]?frac\s*(?:\d\d|\{[^{}]*\}\{[^{}]*\})|[^\s\\{}$]+)")
 _JOINER = re.compile(rf"(?:\\text\{{\s*(?:,|and|or)\s*\}}|\\q?quad|\\[()\[\],;: ]|[,;&$\s]|and\b|or\b|{VARIABLE}\s*=)*")
+_BLANK_LINE = re.compile(r"(?:[\s$]|\\[()\[\]])*\n[ \t]*\n(?:[\s$]|\\[()\[\]])*")
 _THOUGHT = r"think|thinking|thought|thoughts|reasoning"
 _END_TOKEN = re.compile(r"<[|｜][\w▁-]{2,40}[|｜]>|</s>|<(?:eos|pad|end_of_turn)>|\[(?:EOS|PAD)\]", re.IGNORECASE)
 _CLOSED_THOUGHT = re.compile(rf"</(?:{_THOUGHT})>", re.IGNORECASE)
@@ -89,6 +91,7 @@ _PHRASE = re.compile(
     rf"""
       {_NOUN} [^.\n:=?!]{{0,80}}? \b(?:is|are|was|were|be|becomes|equals|comes\ (?:out\ )?(?:to|as))\b \s* [:=]?
     | {_NOUN} [*_`)\]\s]{{0,4}} (?:\([^()\n]{{0,40}}\))? [*_`]{{0,3}} \s* [:=]
+    | ^[ \t*#]* (?:the[ ])? (?:final[ ])? answer [ \t*]+ [-–—] (?=[ \t*]) (?![ \t*]+ [A-Za-z]+ [ ] [a-z])
     | ^[ \t]* (?:[#]+|[*]{{2}}) [ \t]* (?:final[ ]|the[ ])* answer [ \t*:]* $
     """,
     re.IGNORECASE | re.MULTILINE | re.VERBOSE,
@@ -108,7 +111,7 @@ _AND = re.compile(r"\s*(?:[,(]\s*(?:and|or)\b|,|;|and\b|or\b)\s*")
 _SENTENCE_END = re.compile(r"""[.!?]+(?=[\s*"'”’)]|$)|\n""")
 _ASIDE = re.compile(
     r"\s*(?:;|—|:\s|\s[–-]\s+(?=[A-Za-z]{2})|,?\s+\((?!or\b|and\b)(?=[A-Za-z])|,?\s+(?:because|"
-    r"since|as|which|so|where|when|but|if|for|by|from|not|including|making|meaning|giving|i\.e|e\.g|thus|hence|therefore)\b)"
+    r"since|as|which|so|where|when|but|if|for|by|from|(?:and\s+)?not|including|making|meaning|giving|i\.e|e\.g|thus|hence|therefore)\b)"
 )
 _DENIED = re.compile(  # what stands before a box that is not the answer: "is not equal to"
     r"(?:(?<!or )\b(?:not|cannot|never|neither|nor|rather than|instead of)\b|n['’]t\b|\\neq?(?![A-Za-z])|≠)"
@@ -154,12 +157,14 @@ def announced_answer(text: str) -> str | None:
 def final_answer(text: str) -> str:
     r"""Return the announced answer, or the whole text where nothing is announced; cleaned as ``read_answer`` does.
 
+    Dollars and euros are left out.
+
     Examples:
         >>> [final_answer(t) for t in ("Paris.", r"it is $\boxed{1,000}$", "we pay\n#### $1,000")]
         ['Paris', '1000', '1000']
     """
     answer = read_final(text)
-    return f"{answer.text} {answer.unit}" if answer.unit else answer.text
+    return f"{answer.text} {answer.unit}" if answer.unit not in ("", "dollar", "euro") else answer.text
 
 
 def read_final(text: str) -> Answer:
@@ -238,7 +243,8 @@ def _last_box(text: str) -> _Found | None:
         first = last = boxes.pop()
         parts = [last.raw]
         while boxes and boxes[-1].end <= first.start <= boxes[-1].end + 80:
-            if not _JOINER.fullmatch(text, boxes[-1].end, first.start):
+            between = boxes[-1].end, first.start
+            if not _JOINER.fullmatch(text, *between) or _BLANK_LINE.fullmatch(text, *between):
                 break
             first = boxes.pop()
             parts.append(first.raw)

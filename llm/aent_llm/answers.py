@@ -1,7 +1,7 @@
 r"""Read an answer: its variable, value and unit, freed from the ways of writing that do not change its meaning.
 
-Math delimiters, ``\text{}``, ``\left``, bold, currency signs, thousands separators and a full stop at the end go away;
-``-`` is one character. ``announcements`` finds the answer in a text.
+Math delimiters, ``\text{}``, ``\left``, bold, thousands separators and a full stop at the end go away; the sign of a
+currency is a unit; ``-`` is one character. ``announcements`` finds the answer in a text.
 
 Left out: numbers as words ("forty-two", "5 million"), decimal commas, units behind a formula (``2\pi`` cm and
 ``2\pi`` m), words of three small letters (``cat`` is a product, and so is ``act``), ``0.333...``, an equation against a
@@ -14,7 +14,7 @@ import re
 from decimal import Decimal
 from typing import Any, NamedTuple
 
-__all__ = ["Answer", "differ", "is_formula", "read_answer", "reference_text", "same_answer"]
+__all__ = ["Answer", "decimals_agree", "differ", "is_formula", "read_answer", "reference_text", "same_answer"]
 
 LONGEST = 2000  # characters of an answer; a longer one is left as it is
 
@@ -37,10 +37,14 @@ class Answer(NamedTuple):
 
     @property
     def key(self) -> str:
-        """The value as it is compared: ``+042.50`` is ``42.5``, and white space counts between words only."""
+        """The value as it is compared: ``+042.50`` is ``42.5``; white space counts between words and between digits."""
         if _DECIMAL.fullmatch(self.value):
             return _plain_decimal(self.value)
-        return self.value if self.is_words else re.sub(UNIT_TEXT, r"\1", self.value).replace(" ", "")
+        return (
+            self.value
+            if self.is_words
+            else re.sub(r"(?<!\d) | (?!\d)|(?<!\d{4}) (?=\d{3}(?![\d/]))", "", re.sub(UNIT_TEXT, r"\1", self.value))
+        )
 
     @property
     def is_words(self) -> bool:
@@ -88,12 +92,20 @@ _CHARACTERS = str.maketrans(
         "²": "^2", "³": "^3", "½": r"\frac{1}{2}", "¼": r"\frac{1}{4}", "¾": r"\frac{3}{4}", "％": "%",
     }
 )  # fmt: skip
+_SIGNED = (
+    r"^((?:\$(?!\d)|[^\w,;<>$€£¥₹]|\\(?:text|math)\w*\{|\([A-H]\)|[A-Za-z]\s*=)*)"  # what may stand before one price
+)
+_PRICE = r"\s*([+-]?(?:\d[\d,]*(?:\.\d+)?|\.\d+))(?=[\s.*_)}\]\\$]*$)"
 _SPELLINGS: list[tuple[re.Pattern[str], str]] = [
     (re.compile(pattern), replacement)
     for pattern, replacement in (
-        (r"(?<!\\)\\[()\[\]]|\\?\$|\*\*|__|`", ""),  # math delimiters, currency, bold
+        (rf"{_SIGNED}\\\${_PRICE}", r"\1\2 dollars"),  # the sign of a currency is a unit
+        (rf"{_SIGNED}(?<!\\)\${_PRICE}(?![^$]*\$)", r"\1\2 dollars"),
+        (rf"{_SIGNED}([€£¥₹]){_PRICE}", r"\1\3 \2"),
+        (r"(?<!\\)\\[()\[\]]|\\?\$|\*\*|__|`", ""),  # math delimiters, other dollars, bold
         (r"^[*_=`\"“”]+|[*_=`\"“”]+$|</?(?:b|strong|i|em)>", ""),
-        (r"\\(?:left|right|displaystyle|textstyle)(?![A-Za-z])|(?<!\\)\\!", ""),
+        (r"\\(?:left|right|displaystyle|textstyle|tiny|small|normalsize|[lL]arge|LARGE|[hH]uge)(?![A-Za-z])", ""),
+        (r"(?<!\\)\\!|\\therefore(?![A-Za-z])|∴", ""),
         (r"\\[dtc]frac(?![A-Za-z])", r"\\frac"),
         (r"\\frac\s*(\d)", r"\\frac{\1}"),
         (r"(\\frac\s*\{[^{}]*\})\s*(\d)", r"\1{\2}"),
@@ -102,6 +114,8 @@ _SPELLINGS: list[tuple[re.Pattern[str], str]] = [
         (r"\{,\}", ","),
         (r"(?<!\\)\\(?:[,;: ]|q?quad(?![A-Za-z]))|~", " "),
         (r"\\varnothing(?![A-Za-z])", r"\\emptyset"),
+        (r"\\colon(?![A-Za-z])", ":"),
+        (r"\^\{?\\circ\s*\}?\s*\\(?:text|textrm|mathrm)\s*\{\s*([CF])\s*\}", r"^\\circ \1"),
         (r"\\([lg])eq(?![A-Za-z])", r"\\\1e"),
         (r"(?:√|\\sqrt(?![A-Za-z]))\s*(?:(\d+|[A-Za-z])|\(([^()]*)\))", r"\\sqrt{\1\2}"),
         (r"^[–—](?=[\d.])", "-"),
@@ -119,7 +133,10 @@ _PROSE = re.compile(r"[A-Za-z][A-Za-z' .,-]*")
 _FUNCTIONS = {"and", "sqrt", "sin", "cos", "tan", "cot", "sec", "csc", "log", "exp", "inf", "infinity", "mod", "pmod"}
 _DECIMAL = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)")
 _GROUPED = re.compile(r"([+-]?)(\d{1,3}(?:([, _'])\d{3})(?:\3\d{3})*)(\.\d+)?")
-_SUM = re.compile(r"(?:(?:[^A-Za-z\\=<>!]|\\(?:times|cdot|div|frac)(?![A-Za-z]))*=\s*)+(?=[^=])")
+_LEFT = r"(?:[^A-Za-z\\=<>!]|\\(?:times|cdot|div|frac|sqrt|pi)(?![A-Za-z]))+"
+_NAMED = r"\s*(?![A-Hei]$)[A-Za-z](?:_\{?\w+\}?)?$"  # what 42 is in "42 = x"; "42 = B" is a choice
+_SUM = re.compile(rf"(?:(?:[^A-Za-z\\=<>!]|\\(?:times|cdot|div|frac)(?![A-Za-z]))*=\s*)+(?=[^=])(?!{_NAMED})")
+_ASSIGNS = re.compile(rf"({_LEFT})=({_NAMED})")
 _CHOICE = re.compile(
     r"(?:\\(?:text|math)(?:bf|rm)?\{\s*\(?([A-H])[).:]*\s*\}|\(?([A-H])(?:\)|[.:](?=\s)))\s*(?=[\w\\$.-])(.+)"
 )
@@ -153,6 +170,10 @@ NO_UNIT = re.compile(  # words that make another number of it, or no number
     re.IGNORECASE,
 )
 _SILENT = re.compile(r"\\[lc]?dots|\.\.\.|…|\d\s*\\text\s*\{(?!\s*(?:and|or|,)\s*\})[^{}]*\}\s*\d")
+_APART = re.compile(r"\d (?!\d+/\d|\d{3}(?!\d))\d")  # "1 2", neither a mixed number nor thousands
+_CLOCK = re.compile(r"\d{1,2}:[0-5]\d")  # 12:30 is no fraction; a ratio, 3:4, is one
+RATIO = re.compile(r"[^\s:=|]+(?:\s?:\s?[^\s:=|]+){2,}")  # 1:2:3
+DATE = re.compile(r"([12]\d{3})-(0\d|1[0-2])-([0-3]\d)")
 PLAIN = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+|\d+/0*[1-9]\d*|\\frac\{\d+\}\{0*[1-9]\d*\})|[A-Za-z]+")
 _BASED = re.compile(r"(\d[\dA-F]*)_\{?(\d+)\}?")  # 1011_2, a numeral with its base
 _UNIT_NAMES = {
@@ -165,10 +186,17 @@ _UNIT_NAMES = {
         "m": "m meter metre", "km": "km kilometer kilometre", "in": "in inch inches",
         "ft": "ft foot feet",
         "yd": "yd yard", "mi": "mi mile", "mg": "mg milligram", "g": "g gram", "kg": "kg kilogram",
-        "lb": "lb lbs pound",
+        "pound": "lb lbs pound £ gbp",
         "ml": "ml milliliter millilitre", "l": "l liter litre", "s": "s sec second", "min": "min minute",
         "h": "h hr hour", "day": "day", "week": "week", "month": "month", "year": "yr year",
-        "cent": "¢ cent", "dollar": "$ usd dollar", "euro": "€ eur euro",
+        "cent": "¢ cent", "dollar": "$ usd dollar", "euro": "€ eur euro", "yen": "¥ jpy yen", "rupee": "₹ inr rupee",
+        "°c": "°c °celsius celsius", "°f": "°f °fahrenheit fahrenheit",
+        "newton": "n newton", "joule": "j joule", "kj": "kj kilojoule", "watt": "w watt", "kw": "kw kilowatt",
+        "volt": "v volt", "hz": "hz hertz", "pa": "pa pascal", "kpa": "kpa kilopascal", "ton": "t ton tonne",
+        "oz": "oz ounce", "am": "am a.m", "pm": "pm p.m",
+        "january": "january jan", "february": "february feb", "march": "march", "april": "april apr", "may": "may",
+        "june": "june jun", "july": "july jul", "august": "august aug", "september": "september sept",
+        "october": "october oct", "november": "november nov", "december": "december dec",
     }.items()
     for one in names.split()
     for name in (one, f"{one}s")
@@ -197,6 +225,8 @@ def _in_parts(text: str) -> Answer:
     variable, value = "", text
     if choice := _CHOICE.fullmatch(text):
         variable, value = f"({choice[1] or choice[2]})", choice[3]
+    elif assigns := _ASSIGNS.fullmatch(text):
+        variable, value = assigns[2].strip(), assigns[1].strip()
     elif assigned := _ASSIGNED.fullmatch(text):
         variable, value = assigned[1], assigned[2].strip()
     quantity = _QUANTITY.fullmatch(value)
@@ -217,22 +247,38 @@ def differ(one: Answer, other: Answer) -> bool:
     """Tell whether two answers differ in what math-verify does not look at.
 
     These are different units that are known, cm and m (squared or not is no matter), or different bases; decimals that
-    do not agree to six places, or to six digits below 1; three dots or words between numbers (5 feet 3) in only one; a
-    list that names a value twice, but for sets in braces.
+    do not agree to six places, or to six digits below 1; three dots or words between numbers (5 feet 3) in only one;
+    digits with a space between them (1 2); a time, a date or a ratio of three parts and something else; a list that
+    names a value twice, but for sets in braces.
     """
     units = {one.unit.partition("^")[0], other.unit.partition("^")[0]}
     known = set(_UNIT_NAMES.values()) - {"%", "°"}
     if len(units) == 2 and all(unit in known or unit.startswith("base ") for unit in units):
         return True
-    if _DECIMAL.fullmatch(one.key) and _DECIMAL.fullmatch(other.key) and (len(units) == 1 or "%" not in units):
-        a, b = Decimal(one.key), Decimal(other.key)
-        return abs(a - b) * 10**6 > min(1, max(abs(a), abs(b)))
+    if (alike := decimals_agree(one, other)) is not None:
+        return not alike
     if bool(_SILENT.search(one.value)) != bool(_SILENT.search(other.value)):
+        return True
+    if _APART.search(one.value) or _APART.search(other.value):  # math-verify adds them up
+        return True
+    if (":" in one.value) != (":" in other.value) and any(_CLOCK.fullmatch(each.value) for each in (one, other)):
+        return True
+    if any(bool(form.fullmatch(one.value)) != bool(form.fullmatch(other.value)) for form in (RATIO, DATE)):
         return True
     if r"\{" in one.value + other.value:
         return False
     lists = [_elements(one.value), _elements(other.value)]
     return any(len(set(each)) < len(each) for each in lists) and lists[0] != lists[1]
+
+
+def decimals_agree(one: Answer, other: Answer) -> bool | None:
+    """Tell whether two decimals agree to six places, or to six digits below 1; None for others, and for per cents."""
+    if not (_DECIMAL.fullmatch(one.key) and _DECIMAL.fullmatch(other.key)):
+        return None
+    if one.unit != other.unit and "%" in (one.unit, other.unit):
+        return None
+    a, b = Decimal(one.key), Decimal(other.key)
+    return abs(a - b) * 10**6 <= min(1, max(abs(a), abs(b)))
 
 
 def _elements(value: str) -> list[str]:
@@ -283,7 +329,7 @@ def _cleaned(raw: str) -> str:
 
 def _unwrapped(text: str) -> str:
     """The text without its outermost wrapper: a full stop, a ``\\text{}`` around it all, the brackets of ``(C)``."""
-    text = re.sub(r"(?<![.])[.,;:]+$", "", text)
+    text = re.sub(r"(?<![.])(?:[.,;:]|\\\\)+$", "", text)
     wrapper = _WRAPPER.match(text)
     if wrapper and closes(text, wrapper.end()) == len(text):
         return text[wrapper.end() : -1].strip()
@@ -305,7 +351,7 @@ def closes(text: str, start: int) -> int:
 def _unit_name(unit: str) -> str:
     """A unit in lower case, without LaTeX."""
     name = re.sub(r"[{}\\\s]+", " ", re.sub(UNIT_TEXT, r"\1", unit)).strip(" .").lower()
-    name = re.sub(r"\^ ?circ ?", "°", name)
+    name = re.sub(r"\^ ?circ ?|^degrees? (?=c\b|f\b|celsius|fahrenheit)", "°", name)
     base, power, rest = name.partition("^")
     return _UNIT_NAMES.get(base.strip(), base) + power + rest
 

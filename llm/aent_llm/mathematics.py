@@ -22,7 +22,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from .answers import NO_UNIT, UNIT_TEXT, Answer
+from .answers import DATE, NO_UNIT, RATIO, UNIT_TEXT, Answer
 
 __all__ = ["equal", "readable"]
 
@@ -131,9 +131,17 @@ def _repeating(decimal: re.Match[str]) -> str:
     return rf"\frac{{{int(whole + start + cycle) - int(whole + start or 0)}}}{{{bottom}}}"
 
 
+def _proportions(ratio: re.Match[str]) -> str:
+    """The parts of a ratio over its first: 2:4:6 is (4/2, 6/2)."""
+    first, *others = (part.strip() for part in ratio[0].split(":"))
+    return "(" + ",".join(rf"\frac{{{part}}}{{{first}}}" for part in others) + ")"
+
+
 _RULES: list[tuple[re.Pattern[str], Any]] = [
     (re.compile(r"(?<!\\)%"), r"\\%"),
     (re.compile(r"^([+-]?\d+) (\d+)/(\d+)$"), r"\1\\frac{\2}{\3}"),  # 1 1/2
+    (re.compile(rf"^{RATIO.pattern}$"), _proportions),
+    (re.compile(rf"^{DATE.pattern}$"), r"(\1,\2,\3)"),
     (re.compile(r"(?<!\d)(\d*)\.(\d*)\\(?:overline|bar|dot)\s*(?:\{(\d+)\}|(\d))"), _repeating),
     *(
         (re.compile(rf"(?<=\d)\s*(?:\\text\s*\{{\s*{word}s?\s*\}}|{word}s?)$"), rf"\\times 10^{{{power}}}")

@@ -25,7 +25,7 @@ from aent.names import suggest
 
 from . import mathematics
 from .announcements import announced_answer, completion_text, read_final
-from .answers import PLAIN, differ, read_answer, reference_text, same_answer
+from .answers import PLAIN, decimals_agree, differ, read_answer, reference_text, same_answer
 
 Completion = str | Sequence[dict[str, Any]]
 Reward = Callable[..., list[float | None]]
@@ -100,6 +100,10 @@ def _verified(text: str, reference: str) -> float | None:
         return float(alike)
     if differ(given, expected):
         return 0.0
+    if decimals_agree(given, expected) and (
+        given.variable == expected.variable or "" in (given.variable, expected.variable)
+    ):
+        return 1.0
     return float(mathematics.equal(expected, given, seconds=TIMEOUT_SECONDS))
 
 

@@ -275,6 +275,60 @@ RIGHT: list[tuple[str, Any, str]] = [
     (r"\boxed{x \approx 3.14}", "3.14", "both"),
     (r"\boxed{P(A) = 0.5}", "0.5", "both"),
     (r"\boxed{7\text{ times as many}}", "7", "both"),
+    # --- a space between digits
+    (r"\boxed{2\frac{1}{2}}", "2 1/2", "math"),
+    (r"\boxed{2 1/2}", "5/2", "math"),
+    (r"\boxed{2\ 1/2}", "2 1/2", "both"),
+    (r"\boxed{2 \frac{1}{2}}", r"2\frac{1}{2}", "both"),
+    ("#### 1 000", "1000", "both"),
+    # --- ratios, times, dates
+    (r"\boxed{3 : 4}", "3:4", "both"),
+    (r"\boxed{6:8}", "3:4", "math"),
+    (r"\boxed{3:4}", r"\frac{3}{4}", "math"),
+    (r"\boxed{2:4:6}", "1:2:3", "math"),
+    (r"\boxed{1\colon 2\colon 3}", "1 : 2 : 3", "both"),
+    (r"\boxed{2024-01-02}", "2024-01-02", "both"),
+    # --- currency
+    (r"\boxed{\$5}", "5 dollars", "both"),
+    (r"\boxed{x = \$1,000}", "1000", "both"),
+    (r"\boxed{€5}", "5", "both"),
+    (r"\boxed{€5}", "5 euros", "both"),
+    (r"\boxed{5€}", "€5", "both"),
+    (r"\boxed{£5}", "5 pounds", "both"),
+    ("The answer is -$5.", "-5 dollars", "both"),
+    (r"\boxed{\$5, \$6}", "5, 6", "both"),
+    # --- units
+    (r"\boxed{25^\circ C}", r"25^{\circ}\text{C}", "both"),
+    (r"\boxed{25 degrees Celsius}", r"25^\circ\mathrm{C}", "both"),
+    (r"\boxed{25^\circ C}", r"25^\circ", "math"),
+    (r"\boxed{5\,\mathrm{N}}", "5 newtons", "both"),
+    ("The answer is 5 January.", "5 January", "both"),
+    (r"\boxed{5 red clips}", "5 clips", "math"),
+    (r"\boxed{10 000, 20 000}", "10000, 20000", "both"),
+    # --- sizes, line ends, other phrases
+    (r"\boxed{\large 42}", "42", "both"),
+    (r"\boxed{\Large{42}}", "42", "both"),
+    (r"\boxed{\displaystyle\frac{1}{2}\\}", "1/2", "math"),
+    (r"\boxed{42\\}", "42", "both"),
+    (r"\boxed{\begin{pmatrix}1\\2\\\end{pmatrix}}", r"\begin{pmatrix}1\\2\end{pmatrix}", "math"),
+    (r"\boxed{\therefore 42}", "42", "both"),
+    ("The answer is 3 and not 4.", "3", "both"),
+    ("Final answer - 42", "42", "both"),
+    ("**Final answer** – 42.", "42", "both"),
+    (r"\boxed{42 = x}", "42", "both"),
+    (r"\boxed{42}", "42 = x", "both"),
+    (r"\boxed{42 = x}", "x = 42", "both"),
+    (r"\boxed{6 \times 7 = 42 = x}", "42", "both"),
+    (r"\boxed{\frac{1}{2} = x}", "1/2", "math"),
+    (r"\boxed{12 = B}", "B", "both"),
+    (r"\boxed{1000000.0000001}", "1000000", "math"),
+    (r"\boxed{5}", "5.0000001", "math"),
+    # --- boxes behind a blank line
+    ("\\boxed{3}\n\n\\boxed{4}", "4", "both"),
+    ("$$\\boxed{3}$$\n \n$$\\boxed{4}$$", "4", "both"),
+    ("\\boxed{1}\n\\boxed{2}", "1, 2", "both"),
+    ("\\boxed{1}\n\nand\n\n\\boxed{2}", "1, 2", "both"),
+    ("The answer - I think - is 7.", "7", "both"),
 ]  # fmt: skip
 
 WRONG: list[tuple[str, Any, str]] = [
@@ -464,6 +518,53 @@ WRONG: list[tuple[str, Any, str]] = [
     (r"\boxed{x^{2}3}", "x^{23}", "both"),
     (r"\boxed{\frac{1}23}", r"\frac{1}{23}", "both"),
     (r"\boxed{\mathrm{(C)}\ 12}", "D", "both"),
+    # --- a space between digits
+    (r"\boxed{31/4}", "3 1/4", "both"),
+    (r"\boxed{11/2}", "1 1/2", "both"),
+    ("#### 21/2", "2 1/2", "both"),
+    (r"\boxed{2 1/2}", "21/2", "both"),
+    (r"\boxed{12}", "1 2", "both"),
+    (r"\boxed{1\ 2}", "12", "both"),
+    (r"\boxed{1 2}", "3", "both"),
+    (r"\boxed{2 1}", "1 2", "both"),
+    ("#### 4 2", "42", "both"),
+    # --- ratios, times, dates
+    (r"\boxed{1:3:2}", "1:2:3", "both"),
+    (r"\boxed{2:3:4}", "2:4:3", "both"),
+    (r"\boxed{1:6}", "1:2:3", "both"),
+    (r"\boxed{1/6}", "1:2:3", "both"),
+    (r"\boxed{(2,3)}", "1:2:3", "both"),
+    (r"\boxed{12:30}", "12/30", "both"),
+    (r"\boxed{2024-01-02}", "2021", "both"),
+    (r"\boxed{2024-01-02}", "2024-02-01", "both"),
+    # --- currency
+    (r"\boxed{€5}", r"\$5", "both"),
+    (r"\boxed{£5}", "$5", "both"),
+    (r"\boxed{¥5}", "₹5", "both"),
+    (r"\boxed{5\text{ euros}}", r"\$5", "both"),
+    (r"\boxed{€5}", "5 dollars", "both"),
+    (r"\boxed{5\text{ cents}}", r"\$5", "both"),
+    # --- units
+    (r"\boxed{25^\circ C}", r"25^\circ F", "both"),
+    (r"\boxed{25^\circ\text{C}}", r"25^\circ\text{F}", "both"),
+    (r"\boxed{5\,\mathrm{kJ}}", r"5\,\mathrm{J}", "both"),
+    (r"\boxed{5\text{ tons}}", r"5\text{ kg}", "both"),
+    (r"\boxed{5\text{ N}}", r"5\text{ J}", "both"),
+    (r"\boxed{5 am}", "5 pm", "both"),
+    ("The answer is 5 January.", "5 February", "both"),
+    # --- equations, other phrases
+    (r"\boxed{2y = x}", "2", "both"),
+    (r"\boxed{42 = x}", "42 = y", "both"),
+    (r"\boxed{4\\2}", "42", "both"),
+    ("The answer is 3 and 4.", "3", "both"),
+    ("The answer is 4 and not 3.", "3", "both"),
+    ("What is the answer - 42", "42", "both"),
+    (r"\boxed{1000000.00001}", "1000000", "both"),
+    (r"\boxed{x = 5.0000001}", "y = 5", "both"),
+    # --- boxes behind a blank line
+    ("\\boxed{3}\n\n\\boxed{4}", "3, 4", "both"),
+    ("\\boxed{3}\n\n\\boxed{4}", "3", "both"),
+    (r"\boxed{1 2 3}", "123", "both"),
 ]  # fmt: skip
 
 
@@ -650,6 +751,7 @@ LONG = [
     "a", r"\text{", "answer\n", "not ", ".", "The answer is 1. That is wrong. ", r"\boxed{1} or x = ", "7", "\\",
     "Answer: \\", r"not \boxed{1} ", "so the ", "so x = 1 ", "therefore ", "option C is correct ", "C is the ",
     "<|im", "<|im|>", r"\text{ half}", "1,", "[1,", "10^", "0.1", r"\bar1", "AB ",
+    "1:", "1 000 ", "answer - ", "* ", "€", "(A)",
 ]  # fmt: skip
 
 
