@@ -62,6 +62,11 @@ def per_run(values: Any, runs: int) -> np.ndarray:
     return np.array(np.broadcast_to(np.asarray(values, dtype=float), (runs,)))
 
 
+def shown_to_controller(measured: np.ndarray) -> np.ndarray:
+    """The measured entropies (R,), 0 where a run's logits overflowed: its records say NaN, its neighbours go on."""
+    return np.where(np.isfinite(measured), measured, 0.0)
+
+
 class Skeletons:
     """Labels of all distinct instances as lists of special tokens (class != 0), padded with -1."""
 

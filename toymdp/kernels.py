@@ -45,6 +45,7 @@ BLOCK = 512  # sums are float32 inside a block and float64 across blocks
 # Free bytes behind the logits, moments and gradient. The compiled row loops compare addresses: rows closer than one
 # vector step (256 bytes with AVX-512) are summed in scalar order, and tiny problems then round as the heap lies.
 SPACING = 1024
+MOST_TRIALS = 4096  # every third halves the bracket, and a float64 bracket can be halved 1100 times
 ADAM_BETA1, ADAM_BETA2, ADAM_EPSILON = 0.9, 0.999, 1e-8
 
 # Columns of the per-row statistics.
@@ -53,6 +54,8 @@ STATISTICS = 7
 
 _LOG2E, _LN2_HIGH, _LN2_LOW = np.float32(1.4426950408889634), np.float32(0.693359375), np.float32(-2.12194440e-4)
 _HALF, _ONE, _ZERO, _FLOOR = np.float32(0.5), np.float32(1.0), np.float32(0.0), np.float32(-87.0)
+_SAFE = 30.0  # a row is summed anew, shifted by its maximum, when log sum_a e^{z_a - shift} lies further from 0
+_CEILING = np.float32(2 * _SAFE)  # exponents stop here: one term is out of range, 512 of them do not overflow float32
 _C = [np.float32(1 / math.factorial(n)) for n in range(8)]
 _C2, _C3, _C4, _C5, _C6, _C7 = _C[2], _C[3], _C[4], _C[5], _C[6], _C[7]
 
@@ -65,6 +68,20 @@ def _float_from_bits(typing_context, bits):
         return builder.bitcast(arguments[0], context.get_value_type(types.float32))
 
     return types.float32(types.int32), generate
+
+
+@intrinsic
+def _bits(typing_context, x):
+    """Reinterpret a float64 as an int64: the compiled code may assume no NaN, so only integers can ask for one."""
+
+    def generate(context, builder, signature, arguments):
+        return builder.bitcast(arguments[0], context.get_value_type(types.int64))
+
+    return types.int64(types.float64), generate
+
+
+_MAGNITUDE, _HUGE = 2**63 - 1, int(np.float64(1e200).view(np.int64))
+_LEAST, _MOST = (int(np.exp(edge).view(np.int64)) for edge in (np.float64(-_SAFE), np.float64(_SAFE)))
 
 
 @intrinsic
@@ -88,14 +105,34 @@ def _exp_overload(x):
     if x == types.float32:
 
         def exp32(x):
-            x = max(x, _FLOOR)
+            x = min(max(x, _FLOOR), _CEILING)
             n = _floor(x * _LOG2E + _HALF)  # type: ignore[call-arg]
             f = (x - n * _LN2_HIGH) - n * _LN2_LOW  # type: ignore[operator]
             p = _ONE + f * (_ONE + f * (_C2 + f * (_C3 + f * (_C4 + f * (_C5 + f * (_C6 + f * _C7))))))
             return _float_from_bits(np.int32((np.int32(n) + np.int32(127)) << np.int32(23))) * p  # type: ignore[call-arg]
 
         return exp32
-    return lambda x: math.exp(x)
+    return lambda x: math.exp(min(x, 2 * _SAFE))
+
+
+@njit(**HELPER)
+def _is_finite(x):
+    """Tell whether a float64 is a number of a sensible size: not NaN, not infinite, below 1e200."""
+    return (_bits(x) & _MAGNITUDE) < _HUGE  # type: ignore[call-arg]
+
+
+@njit(**HELPER)
+def _is_safe(total):
+    """Tell whether a sum of exponentials was shifted well: e^-30 < total < e^30, and not NaN."""
+    return _LEAST < _bits(total) < _MOST  # type: ignore[call-arg]
+
+
+@njit(**HELPER)
+def _largest(z):
+    largest = z[0]
+    for a in range(z.shape[0]):
+        largest = max(largest, z[a])
+    return largest
 
 
 # ------------------------------------------------------------------------------------------------- the cut, exactly
@@ -184,6 +221,8 @@ def _cut(z, multiplicity, kept, anchor, density):
                 break
         above, equal = _count_above(z, multiplicity, t), 0.0
         trial += 1
+        if trial == MOST_TRIALS:  # only logits that are not finite come here: their statistics are NaN
+            break
     if count_low > count_high >= 0 and high > low:
         density = (count_low - count_high) / (high - low)
     if first_miss > max(8.0, 0.02 * kept):
@@ -209,31 +248,41 @@ def _row_statistics(z, odds, block_sums, multiplicity, threshold, places, clampe
     """Fill ``odds`` = e^{z - shift}, its block sums and the row's statistics (entropies in nats).
 
     ``out[SHIFT]`` comes in as the last step's log-sum-exp (any value near it keeps the exponentials in range) and
-    leaves as the present one; tracking the maximum instead would keep the compiler from vectorising the loop.
+    leaves as the present one; tracking the maximum instead would keep the compiler from vectorising the loop. Logits
+    that moved too far for it in one step are summed again, shifted by their maximum. A row whose logits are not all
+    finite gets NaN for odds and statistics.
     """
     shift = z.dtype.type(out[SHIFT])
     total, weighted, kept, kept_weighted = 0.0, 0.0, 0.0, 0.0
     zero = z.dtype.type(0.0)
-    for b, begin in enumerate(range(0, z.shape[0], BLOCK)):
-        block, block_odds = z[begin : begin + BLOCK], odds[begin : begin + BLOCK]
-        s0, s1, k0, k1 = zero, zero, zero, zero
-        for a in range(block.shape[0]):
-            d = block[a] - shift
-            e = _exp(d)
-            block_odds[a] = e
-            if multiplicity is not None:
-                e = e * z.dtype.type(multiplicity[begin + a])
-            s0 += e
-            s1 += e * d
-            if clamped:
-                inside = e if block[a] > threshold else zero
-                k0 += inside
-                k1 += inside * d
-        block_sums[b] = s0
-        total += s0
-        weighted += s1
-        kept += k0
-        kept_weighted += k1
+    for attempt in range(2):
+        total, weighted, kept, kept_weighted = 0.0, 0.0, 0.0, 0.0
+        for b, begin in enumerate(range(0, z.shape[0], BLOCK)):
+            block, block_odds = z[begin : begin + BLOCK], odds[begin : begin + BLOCK]
+            s0, s1, k0, k1 = zero, zero, zero, zero
+            for a in range(block.shape[0]):
+                d = block[a] - shift
+                e = _exp(d)
+                block_odds[a] = e
+                if multiplicity is not None:
+                    e = e * z.dtype.type(multiplicity[begin + a])
+                s0 += e
+                s1 += e * d
+                if clamped:
+                    inside = e if block[a] > threshold else zero
+                    k0 += inside
+                    k1 += inside * d
+            block_sums[b] = s0
+            total += s0
+            weighted += s1
+            kept += k0
+            kept_weighted += k1
+        if _is_safe(total) or attempt == 1:
+            break
+        shift = _largest(z)
+    if not _is_finite(weighted):
+        odds[:], block_sums[:], out[:] = np.nan, np.nan, np.nan
+        return shift
     out[LOG_TOTAL] = math.log(total)
     out[ENTROPY] = max(0.0, out[LOG_TOTAL] - weighted / total)
     out[THRESHOLD], out[SHIFT] = threshold, shift + out[LOG_TOTAL]
@@ -481,7 +530,7 @@ def step_runs(
         for s in range(S):
             own = None if multiplicity is None else multiplicity[i, s]
             threshold, places = z[r, s, 0], 0.0
-            if clamped:
+            if clamped and _is_finite(statistics[r, s, SHIFT]):
                 threshold, places, statistics[r, s, TIE_SHARE], anchor[r, s], density[r, s] = _cut(
                     z[r, s], own, kept, anchor[r, s], density[r, s]
                 )

@@ -35,7 +35,17 @@ from aent.entropy import Full, Support, Tsallis, entropy, entropy_gradient
 from aent.registry import is_ours
 from aent.shaping import Shaping
 from toymdp import kernels
-from toymdp.batch import History, Parameters, Randoms, Recorder, Skeletons, first_anchor, per_run, spaced
+from toymdp.batch import (
+    History,
+    Parameters,
+    Randoms,
+    Recorder,
+    Skeletons,
+    first_anchor,
+    per_run,
+    shown_to_controller,
+    spaced,
+)
 from toymdp.families import Instance
 from toymdp.mdp import TokenMDP, policy_gradient, softmax, value, visitation
 from toymdp.shaped import train_shaped
@@ -131,6 +141,8 @@ def train(
         >>> history.value[-1].round(4).tolist()  # (16 * 1 + 2 * 4 * 0.5) / (16 + 2 * 4 + 17) = 20 / 41
         [0.4878]
     """
+    if isinstance(instances, Instance):
+        raise TypeError("train: give a list of instances, one per run; for one run write train([instance], ...)")
     runs = len(instances)
     seeds = range(runs) if seeds is None else seeds
     _check(instances, learner, seeds, engine)
@@ -308,7 +320,7 @@ def _train_fused(
             break
         if not tabular:
             parameters.ascend(gradient, t)
-        state = controller.update(state, measured)
+        state = controller.update(state, shown_to_controller(measured))
     return recorder.history(z)
 
 

@@ -66,6 +66,10 @@ class TokenMDP:
                 f"shapes disagree: start {self.start.shape}, transition {self.transition.shape}, "
                 f"reward {self.reward.shape}, labels {self.labels.shape}; expected (S,), (S, C, S), (S, C), (S, A)"
             )
+        for name in ("start", "transition", "reward", "multiplicity", "reward_noise"):
+            numbers = getattr(self, name)
+            if numbers is not None and not np.isfinite(numbers).all():
+                raise ValueError(f"{name} must be finite: it holds NaN or an infinity")
         if np.any(self.start < 0) or abs(self.start.sum() - 1) > 1e-9:
             raise ValueError("start must be a probability distribution over states")
         if np.any(self.transition < 0) or np.any(self.transition.sum(-1) > 1 + 1e-9):

@@ -23,7 +23,17 @@ from aent.entropy import Full, Nucleus, Support, Tsallis, entropy, entropy_gradi
 from aent.registry import is_ours
 from aent.shaping import Shaping, Tokens, Weights, tempered_members
 from toymdp import kernels, shaped_kernels
-from toymdp.batch import History, Parameters, Randoms, Recorder, Skeletons, first_anchor, per_run, spaced
+from toymdp.batch import (
+    History,
+    Parameters,
+    Randoms,
+    Recorder,
+    Skeletons,
+    first_anchor,
+    per_run,
+    shown_to_controller,
+    spaced,
+)
 from toymdp.families import Instance
 from toymdp.mdp import TokenMDP, softmax
 
@@ -87,7 +97,8 @@ def train_shaped(
         runs.update(rule(tokens, coefficient[:, None, None]), t)
         phase.append(_attended(rule, tokens) if rule.measures_attention else runs.measured.copy())
         if (t + 1) % learner.updates == 0:
-            state = controller.update(state, sum(phase) / len(phase))  # np.mean adds one run's numbers in another order
+            mean = sum(phase) / len(phase)  # np.mean adds one run's numbers in another order
+            state = controller.update(state, shown_to_controller(mean))  # type: ignore[arg-type]
             phase = []
     return recorder.history(runs.z)
 

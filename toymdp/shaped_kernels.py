@@ -24,6 +24,7 @@ from toymdp.kernels import (
     KEPT_ENTROPY,
     LOG_TOTAL,
     OPTIONS,
+    SHIFT,
     THRESHOLD,
     TIE_SHARE,
     _adam,
@@ -32,6 +33,9 @@ from toymdp.kernels import (
     _cut,
     _evaluate,
     _exp,
+    _is_finite,
+    _is_safe,
+    _largest,
     _respond,
     _row_gradient,
     _row_statistics,
@@ -139,14 +143,14 @@ def measure_runs(
             row = statistics[r, s]
             threshold, places = z[r, s, 0], 0.0
             guess = z.dtype.type(row[THRESHOLD])
-            if over == BY_COUNT:
+            if over == BY_COUNT and _is_finite(row[SHIFT]):
                 threshold, places, row[TIE_SHARE], anchor[r, s], density[r, s] = _cut(
                     z[r, s], None, kept, anchor[r, s], density[r, s]
                 )
             shifts[r, s] = _row_statistics(
                 z[r, s], odds[r, s], block_sums[r, s], None, threshold, places, over == BY_COUNT, row
             )
-            if over == BY_MASS:
+            if over == BY_MASS and _is_finite(row[SHIFT]):
                 # A touch less than the mass, or an exact multiple becomes one more token by rounding.
                 slack = max(1e-12, 16.0 * np.finfo(z.dtype).eps)
                 needed = kept * (1.0 - slack) * math.exp(row[LOG_TOTAL])
@@ -164,17 +168,25 @@ def measure_runs(
 
 @njit(**HELPER)
 def _scaled_odds(z, shift, scale, out):
-    """Fill ``out`` = e^{scale (z - shift)} by blocks; returns their sum."""
+    """Fill ``out`` = e^{scale (z - offset)} by blocks; returns (their sum, offset).
+
+    The offset is ``shift``, or the maximum of ``z`` where that leaves the exponentials out of range.
+    """
     total, factor, offset = 0.0, z.dtype.type(scale), z.dtype.type(shift)
-    for begin in range(0, z.shape[0], BLOCK):
-        block, own = z[begin : begin + BLOCK], out[begin : begin + BLOCK]
-        part = z.dtype.type(0.0)
-        for a in range(block.shape[0]):
-            e = _exp(factor * (block[a] - offset))
-            own[a] = e
-            part += e
-        total += part
-    return total
+    for attempt in range(2):
+        total = 0.0
+        for begin in range(0, z.shape[0], BLOCK):
+            block, own = z[begin : begin + BLOCK], out[begin : begin + BLOCK]
+            part = z.dtype.type(0.0)
+            for a in range(block.shape[0]):
+                e = _exp(factor * (block[a] - offset))
+                own[a] = e
+                part += e
+            total += part
+        if _is_safe(total) or attempt == 1:
+            break
+        offset = _largest(z)
+    return total, offset
 
 
 @njit(**OPTIONS)
@@ -183,7 +195,8 @@ def log_totals(z, shifts, scale, out):
     scratch = np.empty(z.shape[2], z.dtype)
     for r in range(z.shape[0]):
         for s in range(z.shape[1]):
-            out[r, s] = math.log(_scaled_odds(z[r, s], shifts[r, s], scale, scratch)) + scale * shifts[r, s]
+            total, offset = _scaled_odds(z[r, s], shifts[r, s], scale, scratch)
+            out[r, s] = math.log(total) + scale * offset
 
 
 @njit(**OPTIONS)
@@ -230,7 +243,8 @@ def _tsallis_gradient(odds, log_total, base, bonus, collision):
 @njit(**HELPER)
 def _add_scaled(z, shift, scale, base, scratch, gradient):
     """gradient += base * softmax(scale z)"""
-    factor = z.dtype.type(base / _scaled_odds(z, shift, scale, scratch))
+    total, _ = _scaled_odds(z, shift, scale, scratch)
+    factor = z.dtype.type(base / total)
     for a in range(z.shape[0]):
         gradient[a] += factor * scratch[a]
 

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from aent.controllers import Anchored, Band, BangBang, Constant, Dual, ProportionalIntegral, Schedule
 from aent.entropy import DropLowest, Full, Nucleus, TopK, entropy, support_weights
-from toymdp import kernels, learners
+from toymdp import kernels, learners, suite
 from toymdp.batch import Parameters, Randoms, Skeletons
 from toymdp.families import Instance, lump, random_tree, token_tree, units
 from toymdp.learners import Learner, reference_step, train
@@ -35,6 +35,7 @@ FAMILIES = {
     "unfolded tree": lambda seed: random_tree(rng(7), actions=3, horizon=3),
 }
 SUPPORTS = (Full(), DropLowest(0.5), TopK(1))
+ENGINES = ("fused", "reference")
 
 
 # --------------------------------------------------------------------------------- the definition, derived elsewhere
@@ -123,6 +124,60 @@ def test_fused_equals_reference(family: str, gradient: str) -> None:
             np.testing.assert_allclose(
                 fast, plain, atol=1e-8, err_msg=f"{name} {optimiser} {parametrisation} {support}"
             )
+
+
+BOLD = [("sgd", 1e3), ("sgd", 1e4), ("adam", 120.0), ("adam", 1e3)]  # logits move by hundreds in one step
+
+
+@pytest.mark.parametrize(("optimiser", "rate"), BOLD)
+@pytest.mark.parametrize("parametrisation", ["tabular", "loglinear"])
+def test_fused_equals_reference_when_logits_jump(optimiser: str, rate: float, parametrisation: str) -> None:
+    """Exact gradients. Float32 with no bonus: a bonus on logits of 10^4 would amplify its rounding."""
+    instances = [token_tree(rng(s), actions=300, optimal=2, horizon=2) for s in range(3)]
+    learner = Learner(12, rate, optimiser, "exact", parametrisation, record_every=1)
+    for support, (dtype, coefficient, tolerance) in product(
+        (Full(), TopK(30)), ((np.float64, 0.05, 1e-6), (np.float32, 0.0, 1e-6))
+    ):
+        fast, plain = (
+            train(instances, learner, support=support, controller=Constant(coefficient), engine=engine, dtype=dtype)
+            for engine in ("fused", "reference")
+        )
+        np.testing.assert_allclose(fast.value, plain.value, atol=tolerance)
+        for name in ("full_entropy", "support_entropy") if dtype is np.float64 else ():
+            np.testing.assert_allclose(getattr(fast, name), getattr(plain, name), atol=tolerance)
+
+
+@pytest.mark.parametrize(("optimiser", "rate"), [*BOLD, ("adam", 200.0)])
+@pytest.mark.parametrize("support", [Full(), TopK(30)], ids=repr)
+def test_sampled_runs_whose_logits_jump_keep_sensible_numbers(optimiser: str, rate: float, support: Any) -> None:
+    instances = [suite.make("bandit-1e3-n1", seed) for seed in range(8)]
+    learner = Learner(40, rate, optimiser, record_every=1)
+    history = train(instances, learner, support=support, controller=Constant(0.02))
+    assert ((history.value >= 0) & (history.value <= instances[0].optimum.value + 1e-6)).all()
+    for measured in (history.full_entropy, history.support_entropy):
+        assert ((measured >= 0) & (measured <= math.log(1000) + 1e-6)).all()
+
+
+def test_sampled_fused_runs_end_where_the_reference_ends_when_logits_jump() -> None:
+    """The same draws: rewards of 0, 1/2 and 1 and certain policies leave no room for rounding."""
+    instances = [suite.make("bandit-1e3-n1", seed) for seed in range(8)]
+    fast, plain = (train(instances, Learner(60, 1000.0, "sgd"), engine=engine).value for engine in ENGINES)
+    np.testing.assert_allclose(fast, plain, atol=1e-4)
+
+
+@pytest.mark.parametrize("gradient", ["exact", "sampled"])
+@pytest.mark.parametrize("support", [Full(), TopK(30)], ids=repr)
+def test_overflown_logits_read_nan_and_leave_their_neighbours_alone(gradient: str, support: Any) -> None:
+    """A rate of 1e300 is no float32. Nothing of such a run may look like a number, an entropy of 0 least of all."""
+    instances = [token_tree(rng(s), actions=300, optimal=2, horizon=2) for s in range(2)]
+    options: dict[str, Any] = {"support": support, "controller": Constant(0.05)}
+    both = train(instances, Learner(4, np.array([1e300, 1.0]), "sgd", gradient, record_every=1), **options)
+    alone = train(instances[1:], Learner(4, 1.0, "sgd", gradient, record_every=1), seeds=[1], **options)
+    for name in ("value", "full_entropy", "support_entropy"):
+        overflown, sound = getattr(both, name).T
+        assert np.isfinite(overflown[0])
+        assert np.isnan(overflown[1:]).all()
+        np.testing.assert_array_equal(sound, getattr(alone, name)[:, 0])
 
 
 def test_float32_stays_close_to_float64() -> None:
@@ -288,6 +343,34 @@ def test_row_statistics_in_float32() -> None:
     assert out[kernels.ENTROPY] == pytest.approx(entropy(z.astype(np.float64)), rel=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("moved", [-1e4, -100.0, -88.5, -40.0, 0.0, 40.0, 88.5, 89.0, 100.0, 200.0, 1e4])
+def test_row_statistics_do_not_depend_on_how_far_the_logits_moved(dtype: Any, moved: float) -> None:
+    """One token of 1300 by 12 above the others, all moved by the same: statistics but the shift are the old ones.
+
+    With a = e^12 and b = 1299: entropy log(a + b) - 12 a / (a + b).
+    """
+    z = np.full(1300, moved, dtype)
+    z[700] += 12.0
+    odds, sums, out = np.empty_like(z), np.empty(3), np.zeros(kernels.STATISTICS)
+    shift = kernels._row_statistics(z, odds, sums, None, z[0], 0.0, False, out)
+    a, b = math.exp(12), 1299
+    assert out[kernels.ENTROPY] == pytest.approx(math.log(a + b) - 12 * a / (a + b), abs=2e-5)
+    assert out[kernels.SHIFT] == pytest.approx(moved + math.log(a + b), rel=1e-6)
+    assert shift + out[kernels.LOG_TOTAL] == pytest.approx(moved + math.log(a + b), rel=1e-6)
+    np.testing.assert_allclose(odds[700] * math.exp(-out[kernels.LOG_TOTAL]), a / (a + b), rtol=1e-5)
+    np.testing.assert_allclose(sums.sum() * math.exp(-out[kernels.LOG_TOTAL]), 1.0, rtol=1e-5)
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
+def test_row_statistics_of_logits_that_are_not_finite_are_nan(wrong: float) -> None:
+    z = rng(0).normal(size=1300).astype(np.float32)
+    z[700] = wrong
+    odds, sums, out = np.empty_like(z), np.empty(3), np.zeros(kernels.STATISTICS)
+    kernels._row_statistics(z, odds, sums, None, z[0], 0.0, False, out)
+    assert all(np.isnan(array).all() for array in (odds, sums, out))
+
+
 def test_draws_follow_the_policy() -> None:
     """Chi-square of 20,000 inversions on 5 tokens over three blocks, against a wrong policy as negative control."""
     odds = np.zeros(3 * kernels.BLOCK)
@@ -428,6 +511,8 @@ def test_train_refuses() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             call()
+    with pytest.raises(TypeError, match="give a list of instances"):
+        train(small, learner)  # type: ignore[arg-type]
 
 
 _DIGEST = """

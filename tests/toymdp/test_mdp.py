@@ -401,6 +401,12 @@ def _changed(**changes) -> TokenMDP:
         ({"multiplicity": np.ones((6, 2))}, "multiplicity"),
         ({"multiplicity": np.zeros((6, 3))}, "multiplicity"),
         ({"multiplicity": np.eye(6)[:, :3]}, "multiplicity"),
+        ({"start": np.array([np.nan, 0.5, 0, 0, 0, 0])}, "start must be finite"),
+        ({"transition": np.full((6, 3, 6), np.nan)}, "transition must be finite"),
+        ({"reward": np.full((6, 3), np.nan)}, "reward must be finite"),
+        ({"reward": np.where(np.eye(6)[:, :3] > 0, np.inf, 0.0)}, "reward must be finite"),
+        ({"multiplicity": np.full((6, 3), np.nan)}, "multiplicity must be finite"),
+        ({"reward_noise": math.nan}, "reward_noise must be finite"),
     ],
 )
 def test_a_malformed_mdp_is_refused(changes, message):

@@ -339,6 +339,40 @@ def test_float32_measures_what_float64_does(support: Support) -> None:
     assert runs.measured[0] == pytest.approx(entropy(rows, support=support).mean(), abs=2e-3)
 
 
+@pytest.mark.parametrize("support", [Full(), TopK(50), Nucleus(0.8), Tsallis()], ids=repr)
+@pytest.mark.parametrize("moved", [-1000.0, -100.0, -50.0, 50.0, 95.0, 200.0, 1000.0])
+def test_entropies_and_log_totals_do_not_depend_on_how_far_the_logits_moved(support: Support, moved: float) -> None:
+    rows = np.round(16 * rng(0).normal(0, 2, (3, 1300))) / 16  # these and the moved ones are exact in float32
+    runs = runs_at([side_by_side(rows)], Learner(1, 0.1), support=support, dtype=np.float32)
+    runs.z += np.float32(moved)
+    runs.measure()
+    assert runs.entropy[0] == pytest.approx(entropy(rows).mean(), abs=1e-3)
+    assert runs.measured[0] == pytest.approx(entropy(rows, support=support).mean(), abs=1e-3)
+    for scale in (0.05, 2.0, 30.0):
+        totals, scaled = np.empty(runs.shifts.shape), scale * rows
+        shaped.shaped_kernels.log_totals(runs.z, runs.shifts - moved, scale, totals)
+        expected = scaled[:, 0] - log_softmax(scaled)[:, 0] + scale * moved
+        np.testing.assert_allclose(totals[0], expected, rtol=1e-5, atol=1e-3)
+
+
+@pytest.mark.parametrize("updates", [1, 2])
+def test_shaped_runs_whose_logits_jump_keep_sensible_numbers(updates: int) -> None:
+    instances = made("bandit-1e3-n1", *range(8))
+    for rule in (Shaping(), LogitScaling(), TemperedReinforce()):
+        learner = Learner(30, 1000.0, "sgd", updates=updates, record_every=1)
+        history = trained(instances, learner, rule, Constant(0.02))
+        assert ((history.value >= 0) & (history.value <= instances[0].optimum.value + 1e-6)).all()
+        assert ((history.full_entropy >= 0) & (history.full_entropy <= np.log(1000) + 1e-6)).all()
+
+
+@pytest.mark.parametrize("support", [Full(), TopK(50), Nucleus(0.8), Tsallis()], ids=repr)
+def test_overflown_logits_read_nan_under_a_rule_too(support: Support) -> None:
+    learner = Learner(4, 1e300, "sgd", updates=2, record_every=1)
+    history = trained(made("smoke-tree", 0), learner, Shaping(), Constant(0.05), support=support)
+    for measured in (history.value, history.full_entropy, history.support_entropy):
+        assert np.isnan(measured[1:]).all()
+
+
 def test_an_exact_multiple_does_not_become_one_more_token_in_float32() -> None:
     """Ten equal tokens and mass .8 are eight, at the first step and, with another shift, at the second."""
     runs = runs_at([side_by_side(np.zeros((1, 10)))], Learner(1, 0.1), support=Nucleus(0.8), dtype=np.float32)
