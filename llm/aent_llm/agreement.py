@@ -145,8 +145,8 @@ def check_generation_kwargs(args: GRPOConfig) -> None:
     for name in ("max_new_tokens", "max_tokens", "max_length"):
         if given.get(name) not in (None, args.max_completion_length):
             raise ValueError(
-                f"generation_kwargs: {name}={given[name]} beside max_completion_length={args.max_completion_length}, by "
-                "which context and batch are checked. Set max_completion_length alone"
+                f"generation_kwargs: {name}={given[name]} beside max_completion_length={args.max_completion_length}, "
+                "by which context and batch are checked. Set max_completion_length alone"
             )
     for name in _BREAK_TRL:
         if given.get(name) not in (*_OFF, 1):
