@@ -95,7 +95,8 @@ class Support(Protocol):
     def weights(self, logits: Any) -> Any:
         """Weights in [0, 1] of the shape of ``logits`` (*batch, V), constants for autograd.
 
-        The rule must answer the same for the same logits: it is asked again for the gradient.
+        The rule must answer the same for the same logits: it is asked again for the gradient. A row of which it keeps
+        nothing has entropy 0.
         """
         raise NotImplementedError(f"{type(self).__name__} needs a method weights(logits); see docs/extending.md")
 
@@ -515,8 +516,6 @@ def _weights(logits: Any, support: Support) -> Any:
             f"{support!r}: expected weights in [0, 1] of shape {tuple(logits.shape)}, got shape {tuple(weights.shape)} "
             f"from {float(xp.min(weights)):g} to {float(xp.max(weights)):g}"
         )
-    if not bool(xp.all(xp.max(weights, axis=-1) > 0)):
-        raise ValueError(f"{support!r}: a row keeps no token; keep the likeliest at least")
     return weights
 
 

@@ -731,7 +731,6 @@ class Answers:
     [
         (np.array([1.0, 2.0, 0.0]), r"expected weights in \[0, 1\] of shape \(3,\), got shape \(3,\) from 0 to 2"),
         (np.array([1.0, -0.5, 0.0]), "from -0.5 to 1"),
-        (np.zeros(3), "a row keeps no token"),
         (np.array([1.0, math.nan, 0.0]), "from nan to nan"),
         (np.array([1.0, 1.0]), r"of shape \(3,\), got shape \(2,\)"),
     ],
