@@ -25,7 +25,7 @@ docs: .venv/.docs  ## guides and API reference: site/index.html; fails on a warn
 
 test test-gpu test-slow test-extra mutants: export HF_HUB_OFFLINE = 1  # no test may need the network
 
-test: lint  ## lint, types, tests (no GPU, under 10 minutes on 2 cores)
+test: lint  ## lint, types, tests (no GPU, about 12 minutes on 2 cores)
 	$(BIN)/python -m pytest -n auto
 
 lint: .venv/.dev
