@@ -45,6 +45,7 @@ GIVEN_UP = (FloatingPointError, BrokenExecutor, BrokenOff)
 FOR_USERS = (ImportError, MemoryError, OSError, ValueError, *GIVEN_UP)  # told in one line; others are our faults
 WORKERS_PER_CORE = 8  # more only cost memory
 BROKEN_OFF = 1
+KILLED = "a worker process was killed, as the system does when memory runs out"
 BROKEN_PIPE, INTERRUPTED = 141, 130  # 128 + the number of the signal, as shells say it
 
 
@@ -89,7 +90,7 @@ def describe(error: Exception, *, extra: str) -> str:
     if isinstance(error, FileNotFoundError) and error.filename is None and len(error.args) > 1:  # of os.getcwd
         return "the current folder no longer exists; change to another one"
     if isinstance(error, BrokenExecutor):
-        return "a worker process was killed, as the system does when memory runs out; give fewer --jobs"
+        return f"{KILLED}; give fewer --jobs"
     if isinstance(error, OSError | FloatingPointError) or _raised_by_us(error):
         return text
     return f"{text} ({DEBUG}=1 shows where this was raised)"

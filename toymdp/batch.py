@@ -63,7 +63,7 @@ def per_run(values: Any, runs: int) -> np.ndarray:
 
 
 def shown_to_controller(measured: np.ndarray) -> np.ndarray:
-    """The measured entropies (R,), 0 where a run's logits overflowed: its records say NaN, its neighbours go on."""
+    """Put 0 for the measured entropies (R,) of runs that overflowed: their records say NaN, their neighbours go on."""
     return np.where(np.isfinite(measured), measured, 0.0)
 
 

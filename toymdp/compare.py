@@ -30,7 +30,7 @@ import pandas as pd
 from joblib import Parallel, delayed
 from tqdm.auto import tqdm
 
-from aent.cli import BrokenOff, positive_number, whole_number, workers
+from aent.cli import KILLED, BrokenOff, positive_number, whole_number, workers
 from aent.runs import Run, locked
 from toymdp import suite
 from toymdp.learners import Learner, train
@@ -424,9 +424,7 @@ def compare(
             kept = f"{len(parts)} of {len(pairs)} pairs are kept in {run.directory}: go on with --resume"
         if isinstance(stop, KeyboardInterrupt):
             raise KeyboardInterrupt(f"Ctrl-C; {kept}") from None
-        raise BrokenOff(
-            f"a worker process was killed, as the system does when memory runs out; {kept}. Give fewer --jobs"
-        ) from None
+        raise BrokenOff(f"{KILLED}; {kept}. Give fewer --jobs") from None
     finally:
         bar.close()
     return pd.concat([parts[pair] for pair in pairs], ignore_index=True)

@@ -12,7 +12,6 @@ it samples from is said once. Left out: weights that a sampler of its own must b
 from __future__ import annotations
 
 import contextlib
-import difflib
 import inspect
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -23,6 +22,8 @@ from accelerate.utils import broadcast_object_list
 from datasets import Dataset
 from transformers import GenerationConfig
 from transformers.utils import logging
+
+from aent.names import suggest
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -158,9 +159,8 @@ def check_generation_kwargs(args: GRPOConfig) -> None:
         return  # vLLM refuses what it does not know
     known = GenerationConfig().to_dict().keys()
     for name in given.keys() - known:
-        close = difflib.get_close_matches(name, known, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else "see transformers.GenerationConfig for what there is."
-        raise ValueError(f"generation_kwargs: transformers has no setting {name!r} and would ignore it; {hint}")
+        hint = suggest(name, known) or "; see transformers.GenerationConfig for what there is."
+        raise ValueError(f"generation_kwargs: transformers has no setting {name!r} and would ignore it{hint}")
 
 
 def check_stop_tokens(args: GRPOConfig, known: Iterable[int]) -> None:

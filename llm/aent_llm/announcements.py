@@ -288,7 +288,7 @@ def _last_phrase(text: str) -> _Found | None:
 
 
 def _chosen(text: str) -> _Found | None:
-    """The letter of "option C is correct", where no other letter is called so."""
+    """Find the letter of "option C is correct", where no other letter is called so."""
     chosen = _CHOSEN.finditer(text)
     found = [one for one in chosen if not _CONDITION.search(text, max(0, one.start() - 40), one.start())]
     letters = {one[2] for one in found}
@@ -296,7 +296,7 @@ def _chosen(text: str) -> _Found | None:
 
 
 def _conclusion(text: str) -> str | None:
-    """The number or formula that the last sentence draws with "therefore": of a variable alone, or of "the ..."."""
+    """Find what the last sentence draws with "therefore": the value of a variable alone, or of "the ..."."""
     found = _CONCLUSION.search(text.rstrip()[-300:])
     if not found or _DENIAL.search(found[0]) or not is_formula(found["value"]):
         return None

@@ -40,11 +40,7 @@ class Answer(NamedTuple):
         """The value as it is compared: ``+042.50`` is ``42.5``; white space counts between words and between digits."""
         if _DECIMAL.fullmatch(self.value):
             return _plain_decimal(self.value)
-        return (
-            self.value
-            if self.is_words
-            else re.sub(r"(?<!\d) | (?!\d)|(?<!\d{4}) (?=\d{3}(?![\d/]))", "", re.sub(UNIT_TEXT, r"\1", self.value))
-        )
+        return self.value if self.is_words else _LOOSE_SPACE.sub("", re.sub(UNIT_TEXT, r"\1", self.value))
 
     @property
     def is_words(self) -> bool:
@@ -170,6 +166,7 @@ NO_UNIT = re.compile(  # words that make another number of it, or no number
     re.IGNORECASE,
 )
 _SILENT = re.compile(r"\\[lc]?dots|\.\.\.|…|\d\s*\\text\s*\{(?!\s*(?:and|or|,)\s*\})[^{}]*\}\s*\d")
+_LOOSE_SPACE = re.compile(r"(?<!\d) | (?!\d)|(?<!\d{4}) (?=\d{3}(?![\d/]))")  # but of "1 2"; that of "1 000" is loose
 _APART = re.compile(r"\d (?!\d+/\d|\d{3}(?!\d))\d")  # "1 2", neither a mixed number nor thousands
 _CLOCK = re.compile(r"\d{1,2}:[0-5]\d")  # 12:30 is no fraction; a ratio, 3:4, is one
 RATIO = re.compile(r"[^\s:=|]+(?:\s?:\s?[^\s:=|]+){2,}")  # 1:2:3

@@ -357,6 +357,6 @@ def _from_text(value: Any, where: str) -> Any:
 
 
 def _from_yaml_1_1(value: Any) -> Any:
-    """``1e-3`` is text to YAML 1.1, which TRL reads its files as; any other text stays text."""
+    """Read ``1e-3``, which is text to the YAML 1.1 of TRL's files, as a number; any other text stays text."""
     is_number = isinstance(value, str) and re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+", value)
     return float(value) if is_number else value

@@ -125,14 +125,14 @@ os.register_at_fork(after_in_child=_forget_child)
 
 # ------------------------------------------------------------------------------------------------------- math and LaTeX
 def _repeating(decimal: re.Match[str]) -> str:
-    r"""The fraction of a repeating decimal: 0.1\overline{6} is (16 - 1) / 90."""
+    r"""Write a repeating decimal as a fraction: 0.1\overline{6} is (16 - 1) / 90."""
     whole, start, cycle = decimal[1], decimal[2], decimal[3] or decimal[4]
     bottom = (10 ** len(cycle) - 1) * 10 ** len(start)
     return rf"\frac{{{int(whole + start + cycle) - int(whole + start or 0)}}}{{{bottom}}}"
 
 
 def _proportions(ratio: re.Match[str]) -> str:
-    """The parts of a ratio over its first: 2:4:6 is (4/2, 6/2)."""
+    """Divide the parts of a ratio by its first: 2:4:6 is (4/2, 6/2)."""
     first, *others = (part.strip() for part in ratio[0].split(":"))
     return "(" + ",".join(rf"\frac{{{part}}}{{{first}}}" for part in others) + ")"
 

@@ -110,7 +110,8 @@ def _verified(text: str, reference: str) -> float | None:
 @functools.lru_cache(maxsize=8192)
 def parses(reference: str) -> bool:
     """Tell whether ``math_verify`` can read this reference as a formula or a name."""
-    return is_plain(reference) or mathematics.readable(read_final(reference), seconds=TIMEOUT_SECONDS)
+    final = read_final(reference)
+    return bool(PLAIN.fullmatch(final.value)) or mathematics.readable(final, seconds=TIMEOUT_SECONDS)
 
 
 def is_plain(reference: str) -> bool:

@@ -408,7 +408,7 @@ def _dotted(path: KeyPath) -> str:
 
 
 def _in(path: KeyPath) -> str:
-    """The block that a sentence is about, as its start; of a whole file, which its place has named, nothing."""
+    """Begin a sentence with the block that it is about; with nothing for a whole file, which its place has named."""
     return f"{_dotted(path)}: " if path else ""
 
 

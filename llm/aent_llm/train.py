@@ -350,12 +350,12 @@ def _open_run(experiment: Experiment, output: Path, seed: int, resume: bool) -> 
     if resume:
         return Run.resume(output, _config(experiment), may_change)
     if not _is_stepless(output):
-        made = output.is_dir() and any(output.iterdir()) and _is_empty(output)
-        if made:
-            (output / "completions").rmdir()  # a run appears in one rename
+        made = (completions := output / "completions").is_dir()
+        with contextlib.suppress(OSError):  # a run appears in one rename; what is not empty ``create`` refuses
+            completions.rmdir()
         run = Run.create(output, _config(experiment), seed)
         if made:
-            (output / "completions").mkdir()
+            completions.mkdir()
         return run
     (output / "before.json").unlink(missing_ok=True)  # measured with the settings of that start
     return Run.restart(output, _config(experiment), seed)

@@ -206,6 +206,21 @@ def test_a_comparison_that_a_full_disk_stopped_goes_on_where_it_was(kept, tmp_pa
     assert all(line in rows[1] for line in rows[0])
 
 
+def test_ctrl_c_says_what_is_kept_of_a_comparison(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    real, first = compare.tune_and_test, METHODS["none"].label
+
+    def stops(cell, method, budget):
+        if method.label != first:
+            raise KeyboardInterrupt
+        return real(cell, method, budget)
+
+    monkeypatch.setattr(compare, "tune_and_test", stops)
+    assert main([*SMALL, "--out", "run"]) == 130
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last == f"toymdp: stopped by Ctrl-C; 1 of 2 pairs are kept in {tmp_path / 'run'}: go on with --resume"
+
+
 @pytest.mark.parametrize("out", [[], ["--out", "run"]], ids=["kept nowhere", "kept"])
 def test_a_killed_worker_ends_a_comparison_in_one_line(tmp_path, monkeypatch, capsys, out):
     """As the system kills one where memory runs out: the second pair, once the first is there."""
