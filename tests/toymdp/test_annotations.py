@@ -1,0 +1,33 @@
+"""Arrays have the shapes that the annotations of the exact quantities promise.
+
+Checking every call multiplies the time of small problems, so the tests of these modules run once more with the checks,
+in a process of their own; ``aent`` is checked in the whole suite (``--jaxtyping-packages`` in pyproject.toml).
+"""
+
+import subprocess
+import sys
+from pathlib import Path
+
+FOLDER = Path(__file__).parent
+MODULES = ["toymdp.mdp", "toymdp.bounds", "toymdp.attacks"]
+CHECKER = "beartype.beartype"
+EVERYTHING_ELSE = "not holds and not noticed and not control and not finite_numbers"  # than a whole `verify`
+
+
+def test_the_exact_quantities_and_the_bounds_keep_to_their_shapes() -> None:
+    hook = f"--jaxtyping-packages={','.join([*MODULES, CHECKER])}"
+    files = [str(FOLDER / name) for name in ("test_mdp.py", "test_propositions.py")]
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", hook, "-k", EVERYTHING_ELSE, *files]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-4000:]
+
+
+def test_an_array_of_another_kind_is_noticed() -> None:
+    code = f"""
+from jaxtyping import install_import_hook
+install_import_hook({MODULES}, {CHECKER!r})
+from toymdp import mdp, suite
+mdp.softmax(suite.make("smoke-bandit", 0).mdp, "logits")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "TypeCheckError" in done.stderr
