@@ -19,13 +19,14 @@ logits are (*batch, S, A); probabilities are *per token*. Entropies are in nats,
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float
+
+from aent.fields import is_finite_number
 
 Array = np.ndarray
 
@@ -319,7 +320,7 @@ def soft_optimum(mdp: TokenMDP, coefficient: float, kept_sizes: Float[Array, "S 
         >>> round(soft.value, 4), round(soft.soft_value, 4)  # 3 / (3 + 3), and log(3 + 3) / log 3
         (0.5, 1.6309)
     """
-    if not 0 < coefficient < math.inf:
+    if not (is_finite_number(coefficient) and coefficient > 0):
         raise ValueError(
             f"coefficient={coefficient!r}: the soft optimum needs lambda > 0; use optimum() for lambda = 0"
         )
