@@ -316,7 +316,7 @@ def soft_optimum(mdp: TokenMDP, coefficient: float, kept_sizes: Float[Array, "S 
         Of four tokens one pays 1; at e^(1 / coefficient) = 3 it weighs as much as the three others together.
 
         >>> mdp = TokenMDP(np.ones(1), np.zeros((1, 2, 1)), np.array([[0.0, 1.0]]), np.array([[0, 0, 0, 1]]))
-        >>> soft = soft_optimum(mdp, coefficient=1 / math.log(3))
+        >>> soft = soft_optimum(mdp, coefficient=1 / np.log(3))
         >>> round(soft.value, 4), round(soft.soft_value, 4)  # 3 / (3 + 3), and log(3 + 3) / log 3
         (0.5, 1.6309)
     """
