@@ -104,6 +104,14 @@ def _raised_by_us(error: BaseException) -> bool:
     return (module.get("__package__") or module.get("__name__", "")).partition(".")[0] in OURS  # of __main__ too
 
 
+def _stray(word: str, parser: argparse.ArgumentParser) -> str:
+    """Say what a word is that stands where only flags are expected."""
+    kind = "is a folder" if os.path.isdir(word) else "is a file" if os.path.exists(word) else "is no flag"
+    known = [flag for flag in parser._option_string_actions if flag.startswith("--") and flag != "--help"]
+    such = f", such as {'--out' if '--out' in known else known[0]}" if known else ""
+    return f"; {word} {kind}, and this command takes flags only{such};"
+
+
 def _prepare_streams() -> None:
     """Let every character be printed, as ``?`` where the encoding has none, and closed streams take what they get."""
     for name in ("stdout", "stderr"):
@@ -134,6 +142,8 @@ class Parser(argparse.ArgumentParser):
             flags = [word.partition("=")[0] for word in unknown if word.startswith("-")]
             near = (suggest(flag, parser._option_string_actions) for flag in flags)
             hint = next(filter(None, near), ";").replace("'", "")
+            if not flags:
+                hint = _stray(unknown[0], parser)
             parser.error(f"unknown arguments: {' '.join(unknown)}{hint} `{parser.prog} --help` shows what is possible")
         return found
 

@@ -81,7 +81,8 @@ class State:
         arrays = {key: _floats(value, f"State.{key}") for key, value in saved.items() if isinstance(value, list)}
         found = cls(**{**saved, **arrays})
         for key, value in vars(found).items():
-            if not isinstance(value, int | float | np.ndarray) and not (key == "memory" and value is None):
+            number = isinstance(value, int | float | np.ndarray) and not isinstance(value, bool)
+            if not number and not (key == "memory" and value is None):
                 raise ValueError(f"State.{key}: expected a number or a list of numbers, got {value!r}")
         return found
 
@@ -559,6 +560,8 @@ def _plain(value: Any) -> Any:
 
 def _floats(values: Any, what: str) -> np.ndarray:
     try:
+        if np.asarray(values).dtype == bool:
+            raise TypeError
         return np.asarray(values, dtype=float)
     except (TypeError, ValueError):
         raise ValueError(f"{what}: expected numbers, got {values!r}") from None

@@ -13,7 +13,8 @@ Left out on purpose: anything that avoids holding the logits (the fused head of 
 tested against this file). A numpy array is worked through a few rows at a time, so that 1,000 rows of 150,000 tokens
 need little memory beyond themselves; a torch tensor passes whole, for autograd and the GPU.
 
-Shape legend: ``*batch`` any leading shape, ``V`` vocabulary. All entropies are in nats. Dtypes: float32, float64.
+Shape legend: ``*batch`` any leading shape, ``V`` vocabulary. All entropies are in nats. Dtypes: float32, float64; half
+precision is refused, because sums over a vocabulary lose their digits in it: pass ``logits.float()``.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ import numpy as np
 from array_api_compat import array_namespace, device, is_torch_array
 from jaxtyping import Float
 
-from aent.fields import is_finite_number
+from aent.fields import is_finite_number, is_whole_number
 from aent.registry import Rules, is_ours
 
 __all__ = [
@@ -163,7 +164,7 @@ class TopK(Support):
     k: int
 
     def __post_init__(self) -> None:
-        if isinstance(self.k, bool) or not isinstance(self.k, int | np.integer) or self.k < 1:
+        if not is_whole_number(self.k) or self.k < 1:
             raise ValueError(f"TopK(k={self.k!r}): k must be a whole number of tokens, at least 1")
 
     def kept(self, vocabulary: int) -> int:
@@ -390,7 +391,7 @@ def sampled_entropy(logprobs: Float[Any, "*batch T"], *, mask: Any | None = None
     itself at the same temperature. It has no useful gradient as a loss: never back-propagate it.
 
     Args:
-        logprobs: log-probabilities of the sampled tokens, <= 0.
+        logprobs: log-probabilities of the sampled tokens, finite and <= 0.
         mask: optional weights >= 0 of the tokens (1 = counts, 0 = padding, whatever its log-probability), same shape.
 
     Returns:
@@ -398,13 +399,8 @@ def sampled_entropy(logprobs: Float[Any, "*batch T"], *, mask: Any | None = None
 
     Raises:
         TypeError: no array of real numbers.
-        ValueError: positive or NaN log-probabilities; a mask of another shape, negative or NaN; a row whose mask is
-            all zero.
-
-    Examples:
-        >>> logprobs = np.log([0.5, 0.25, 0.9])  # of the tokens of a response; the last is padding
-        >>> float(round(sampled_entropy(logprobs, mask=np.array([1, 1, 0])), 6))  # (log 2 + log 4) / 2
-        1.039721
+        ValueError: log-probabilities that are positive, NaN or -inf where the mask counts them; a mask of another
+            shape, negative or NaN; a row whose mask is all zero.
     """
     xp = _namespace(logprobs, "log-probabilities")
     if not xp.isdtype(logprobs.dtype, ("real floating", "integral")):
@@ -421,6 +417,11 @@ def sampled_entropy(logprobs: Float[Any, "*batch T"], *, mask: Any | None = None
     counted = weight > 0
     if bool(xp.any(counted & ~(logprobs <= 0))):
         raise ValueError("sampled_entropy: log-probabilities must be <= 0 and not NaN; were logits passed instead?")
+    if bool(xp.any(counted & (logprobs == -math.inf))):
+        raise ValueError(
+            "sampled_entropy: expected finite log-probabilities, got -inf: no policy draws a token of probability 0. "
+            "Give the log-probabilities of the policy that sampled, before tokens are masked, and mask padding out"
+        )
     total = xp.sum(weight, axis=-1)
     if bool(xp.any(total <= 0)):
         raise ValueError("sampled_entropy: a row has no token to average over; drop empty completions first")
@@ -484,7 +485,8 @@ def _namespace(array: Any, what: str) -> Any:
 def _check_type(logits: Any) -> None:
     xp = _namespace(logits, "logits")
     if logits.dtype not in (xp.float32, xp.float64):
-        raise TypeError(f"logits must be float32 or float64, got {logits.dtype}; convert first (x.float() in torch)")
+        cure = "logits.float()" if is_torch_array(logits) else "logits.astype(np.float32)"
+        raise TypeError(f"logits must be float32 or float64, got {logits.dtype}; convert them first: {cure}")
     if logits.ndim < 1 or logits.shape[-1] < 1:
         raise ValueError(f"logits must have a last axis of at least one token, got shape {tuple(logits.shape)}")
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["check_fields", "is_finite_number", "is_for_numbers", "is_within"]
+__all__ = ["check_fields", "is_finite_number", "is_for_numbers", "is_whole_number", "is_within"]
 
 _NUMBERS = {"float", "int", "Scalar"}
 _AROUND = {"None", "Optional", "typing", "np", "numpy", "floating", "ndarray"}  # words beside them in an annotation
@@ -64,6 +64,11 @@ def is_finite_number(value: Any) -> bool:
         return math.isfinite(value)
     except OverflowError:  # a whole number beyond all floats
         return False
+
+
+def is_whole_number(value: Any) -> bool:
+    """Whether ``value`` is an integer, numpy's included; a bool is none, nor is 2.0."""
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
 def is_within(value: Any, range_: str) -> bool:

@@ -21,7 +21,6 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import json
-import operator
 import os
 import platform
 import shlex
@@ -37,6 +36,7 @@ from typing import Any
 import numpy as np
 
 import aent
+from aent.fields import is_whole_number
 from aent.files import draft_folder, explain, write_atomically
 
 try:
@@ -272,11 +272,16 @@ def provenance(seed: int | None = None) -> dict[str, Any]:
 
     ``commit`` is that of the checkout this package is imported from, None for an installed copy; ``dirty`` says that
     code there differs from it. Packages that are not installed are absent from ``versions``. Never imports torch.
+
+    Raises:
+        TypeError: a seed that is no whole number.
     """
+    if not (seed is None or is_whole_number(seed)):
+        raise TypeError(f"seed={seed!r}: expected a whole number or None")
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": shlex.join([Path(sys.orig_argv[0]).name, *sys.orig_argv[1:]]),
-        "seed": None if seed is None else operator.index(seed),
+        "seed": None if seed is None else int(seed),
         **_code_state(),
         "versions": {"python": platform.python_version(), "aent": aent.__version__, **dict(_installed())},
         "platform": platform.platform(),

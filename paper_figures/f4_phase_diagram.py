@@ -184,7 +184,7 @@ def _map(panel: Axes, df: Frame, support: str):
 def _cut(panel: Axes, df: Frame) -> None:
     panel.set_title("One optimal token (n = 1)")
     panel.axhline(DECOY_VALUE, color=style.subtle(), lw=0.9, ls=(0, (1, 2)))
-    style.note(panel, 0.026, DECOY_VALUE - 0.02, "decoy", va="top", fontsize=7.5, color=style.subtle())
+    style.note(panel, 0.35, DECOY_VALUE + 0.02, "decoy", ha="right", fontsize=7.5, color=style.subtle())
     for support in SUPPORTS:
         own, colour = df[df.support == support], style.METHODS[support].colour
         curve = own[own.kind == "theory"].sort_values("coefficient")

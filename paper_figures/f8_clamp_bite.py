@@ -138,8 +138,8 @@ def draw(df: Frame) -> Figure:
 
 def _against_share(panel: Axes, df: Frame) -> None:
     colours = style.SEQUENTIAL
-    spreads = ", ".join(f"{spread:g}" for spread in CURVES)
-    style.note(panel, 0.7, 12, f"Gaussian, σ = {spreads} (downwards)", fontsize=7.5)
+    spreads = ", ".join(f"{spread:g}" for spread in CURVES[1:])
+    style.note(panel, 0.7, 25, f"Gaussian, σ = {CURVES[0]:g} (top), {spreads}", fontsize=7.5)
     for spread in CURVES:
         own = df[(df.family == "gaussian") & (df.peakedness == spread) & (df.draw == 0) & (df.bite > FLOOR)]
         own = own[own.share.isin(SHARES)]
@@ -147,9 +147,8 @@ def _against_share(panel: Axes, df: Frame) -> None:
     for exponent in LLM_LIKE:
         own = df[(df.family == "zipf") & (df.peakedness == exponent) & (df.bite > FLOOR)]
         panel.plot(1 - own.share, own.bite, color=style.subtle(), lw=1, ls=(0, (2, 2)), marker="*", ms=6, mew=0)
-        style.note(
-            panel, 8e-5, own.bite.iloc[-1], f"Zipf {exponent:g}", va="center", fontsize=7.5, color=style.subtle()
-        )
+        beside = {"va": "bottom" if exponent == LLM_LIKE[0] else "center", "fontsize": 7.5, "color": style.subtle()}
+        style.note(panel, 6.5e-5, own.bite.iloc[-1], f"Zipf {exponent:g}", **beside)  # the first two end close together
     panel.set(xscale="log", yscale="log", xlim=(1, 5e-6), ylim=(FLOOR, 300), xlabel="kept share 1 - p")
     panel.set_ylabel("|full - clamped| entropy, nats")
     panel.set_xticks([1, 1e-1, 1e-2, 1e-3, 1e-4])

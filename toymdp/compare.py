@@ -31,7 +31,7 @@ from joblib import Parallel, delayed
 from tqdm.auto import tqdm
 
 from aent.cli import KILLED, BrokenOff, positive_number, whole_number, workers
-from aent.runs import Run, locked
+from aent.runs import Run, locked, read_run
 from toymdp import suite
 from toymdp.learners import Learner, train
 from toymdp.methods import METHODS, STRENGTHS, Method
@@ -253,7 +253,9 @@ _SCALES = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of ``python -m toymdp compare``."""
-    parser.add_argument("--scale", choices=_SCALES, default="default", help="how much to run (default: %(default)s)")
+    parser.add_argument(
+        "--scale", choices=_SCALES, help="how much to run; smoke only tries the command (default: default)"
+    )
     parser.add_argument("--settings", nargs="+", metavar="NAME", help="settings of the suite instead of the scale's")
     parser.add_argument(
         "--methods",
@@ -266,12 +268,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--updates",
         type=whole_number(1, 10**6),
-        default=1,
         help="optimiser steps per sampled group: above 1 clips act (default: 1)",
     )
-    parser.add_argument("--optimiser", choices=("adam", "sgd"), default="adam")
-    parser.add_argument("--gradient", choices=("sampled", "exact"), default="sampled")
-    parser.add_argument("--parametrisation", choices=("tabular", "loglinear"), default="tabular")
+    parser.add_argument("--optimiser", choices=("adam", "sgd"), help="(default: adam)")
+    parser.add_argument("--gradient", choices=("sampled", "exact"), help="(default: sampled)")
+    parser.add_argument("--parametrisation", choices=("tabular", "loglinear"), help="(default: tabular)")
     parser.add_argument(
         "--rates",
         nargs="+",
@@ -281,7 +282,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--jobs", type=workers, default=-1, help="joblib workers (default: -1, one per core)")
     parser.add_argument("--out", type=Path, help="keep rows in this run directory")
-    parser.add_argument("--resume", action="store_true", help="go on with the run directory given by --out")
+    parser.add_argument("--resume", action="store_true", help="go on with the run in --out, with its settings")
 
 
 DEFAULT_RATES = {"adam": (0.01, 0.03), "sgd": (0.1, 0.3)}
@@ -295,14 +296,21 @@ def main(args: argparse.Namespace) -> int:
         OSError: ``--out`` cannot be written; nothing was computed.
         ValueError: settings, methods, learner or ``--out`` do not go together; nothing was computed.
     """
-    settings, steps, budget = _SCALES[args.scale]
-    names = _wanted(args.methods or ["all"], args.gradient)
+    saved = _saved_config(args.out) if args.resume else {}
+    if saved and args.scale is None:
+        settings, steps, budget = saved["settings"], saved["learner"]["steps"], Budget(**saved["budget"])
+    else:
+        settings, steps, budget = _SCALES[args.scale or "default"]
+    flags = ("steps", "optimiser", "gradient", "parametrisation", "updates")
+    given = {key: getattr(args, key) for key in flags if getattr(args, key) is not None}
+    chosen = {**saved.get("learner", {}), "steps": steps, **given}
+    rates = tuple(args.rates or saved.get("rates") or DEFAULT_RATES[chosen.get("optimiser", Learner.optimiser)])
+    asked = args.methods or saved.get("methods") or ["all"]
+    names = _wanted(asked, chosen.get("gradient", Learner.gradient))
     settings = tuple(suite.setting(name).name for name in args.settings or settings)
-    rates = tuple(args.rates or DEFAULT_RATES[args.optimiser])
     _check_repeats("--settings", settings)
     _check_repeats("--rates", rates)
-    steps = steps if args.steps is None else args.steps
-    learner = Learner(steps, rates[0], args.optimiser, args.gradient, args.parametrisation, updates=args.updates)
+    learner = Learner(**{**chosen, "learning_rate": rates[0]})
     for setting in settings:
         _check_lumped(setting, learner)
     cells = [Cell(setting, learner, rates) for setting in settings]
@@ -314,14 +322,45 @@ def main(args: argparse.Namespace) -> int:
         "budget": asdict(budget),
     }
     with _open_run(args.out, args.resume, config) as run:
-        if args.methods in (None, ["all"]) and len(names) < len(METHODS):
+        if asked == ["all"] and len(names) < len(METHODS):
             print(f"left out, because they weigh sampled tokens: {', '.join(sorted(set(METHODS) - set(names)))}")
         rows = compare(cells, names, budget, run=run, n_jobs=args.jobs, progress=True)
-    _print(rows, args.scale)
+    _print(rows, scale := next((name for name, (*_, one) in _SCALES.items() if one == budget), "own"))
+    if scale == "smoke":
+        print(
+            f"smoke scale tries the command ({budget.test_seeds} seeds, {learner.steps} updates) and judges no method: "
+            "that early, no bonus often wins. For a result take --scale default"
+        )
     lost = rows[(rows["phase"] == "test") & ~np.isfinite(rows["final"])]
     for cell, name in lost[["cell", "method"]].drop_duplicates().itertuples(index=False):
         print(f"note: {METHODS[name].label} on {cell} diverged: give lower --rates", file=sys.stderr)
     return 0
+
+
+def _saved_config(out: Path | None) -> dict[str, Any]:
+    """Read the settings that the comparison in a run directory was started with.
+
+    Raises:
+        FileNotFoundError: no run there.
+        ValueError: no ``--out``, or a run of another kind.
+    """
+    if out is None:
+        raise ValueError("--resume needs --out DIRECTORY, the run directory to go on with")
+    if out.is_file():
+        raise ValueError(f"--resume: {out} holds no run, it is a file; give the run directory, perhaps {out.parent}")
+    if not (out / "config.json").is_file():
+        raise FileNotFoundError(f"--resume: {out} holds no run (no config.json); leave --resume out to start one")
+    config, origin, _ = read_run(out)
+    saved = origin.get("config") or config  # config.json may have been edited: ``Run.resume`` says so
+    try:
+        Learner(**saved["learner"])
+        Budget(**saved["budget"])
+        assert all(isinstance(saved[key], list) for key in ("settings", "methods", "rates"))
+    except (AssertionError, KeyError, TypeError, ValueError):
+        raise ValueError(
+            f"--resume: {out} holds no comparison but another kind of run (`python -m toymdp compare` makes one)"
+        ) from None
+    return saved
 
 
 def _wanted(asked: list[str], gradient: str) -> list[str]:
@@ -358,16 +397,16 @@ def _check_lumped(setting: str, learner: Learner) -> None:
 def _open_run(out: Path | None, resume: bool, config: dict[str, Any]) -> Iterator[Run | None]:
     """Start or go on with the run directory of ``--out``, and hold its lock; None when there is none."""
     if out is None:
-        if resume:
-            raise ValueError("--resume needs --out DIRECTORY, the run directory to go on with")
         yield None
         return
     if resume:
-        if not (out / "config.json").is_file():
-            raise FileNotFoundError(f"--resume: {out} holds no run (no config.json); leave --resume out to start one")
         with locked(out):
             yield Run.resume(out, config)
         return
+    if out.is_file():
+        raise FileExistsError(
+            f"{out} is a file; nothing was overwritten. --out names a run directory: a new one, or with --resume an old"
+        )
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise FileExistsError(
             f"{out} already exists and is not empty; nothing was overwritten. Go on with it by --resume, or choose "

@@ -29,6 +29,7 @@ from typing import Any
 import numpy as np
 
 from aent.extras import missing
+from aent.fields import is_whole_number
 from toymdp.families import Instance
 from toymdp.suite import make
 
@@ -195,8 +196,8 @@ class TokenVectorEnv(VectorEnv):
         noisy: bool = False,
         autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
     ):
-        if num_envs < 1:
-            raise ValueError(f"num_envs={num_envs}: at least one environment is needed")
+        if not is_whole_number(num_envs) or num_envs < 1:
+            raise ValueError(f"num_envs={num_envs!r}: expected a whole number, at least one environment")
         self._mode = _autoreset_mode(autoreset_mode)
         self.metadata = {**self.metadata, "autoreset_mode": self._mode}
         self.num_envs = num_envs
@@ -277,7 +278,7 @@ class TokenVectorEnv(VectorEnv):
 # -------------------------------------------------------------------------------------------------------- internals
 
 
-@lru_cache(maxsize=4)  # gymnasium.make_vec(..., "sync") and env checkers ask for the same instance again and again
+@lru_cache(maxsize=4, typed=True)  # gymnasium.make_vec(..., "sync") and env checkers ask for one again and again
 def _named_instance(name: str, seed: int) -> Instance:
     return make(name, seed)
 

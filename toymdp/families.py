@@ -16,10 +16,12 @@ Shape legend: S states, A tokens (or lumps). Randomness enters as one ``numpy.ra
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from scipy.special import logsumexp, ndtr, ndtri  # scipy.stats would make this import three times as slow
 
+from aent.fields import is_whole_number
 from toymdp.mdp import Optimum, TokenMDP, optimum
 
 OTHER, OPTIMAL, DECOY = 0, 1, 2
@@ -74,6 +76,7 @@ def token_tree(
         (1.0, 4.8283)
     """
     _check(actions, optimal, decoys, decoy_reward, prior, reward_noise, bins)
+    _check_whole(horizon=horizon)
     if horizon < 1 or not 0 <= slip < 1:
         raise ValueError(f"expected horizon >= 1 and 0 <= slip < 1, got horizon={horizon}, slip={slip}")
     start, transition, reward = _tree_skeleton(horizon, decoy_reward, slip)
@@ -101,6 +104,7 @@ def units(
     """
     decoys = max(1, actions // 100) if decoys is None else decoys
     _check(actions, optimal, decoys, decoy_reward, prior, reward_noise, bins)
+    _check_whole(count=count)
     if count < 1:
         raise ValueError(f"expected at least one unit, got count={count}")
     reward = np.tile([0.0, 1.0, decoy_reward], (count, 1))
@@ -113,6 +117,7 @@ def random_tree(rng: np.random.Generator, *, actions: int, horizon: int, sparse:
 
     One state per prefix, C = A classes: no structure to exploit. ``sparse``: 0/1 rewards with few ones.
     """
+    _check_whole(actions=actions, horizon=horizon)
     layers = [actions**t for t in range(horizon)]
     states = sum(layers)
     transition, reward = np.zeros((states, actions, states)), np.zeros((states, actions))
@@ -127,6 +132,7 @@ def random_tree(rng: np.random.Generator, *, actions: int, horizon: int, sparse:
 
 def random_mdp(rng: np.random.Generator, *, actions: int, horizon: int, width: int) -> Instance:
     """A general stochastic MDP: ``width`` states per step, random start, transitions and rewards; returns in [0, 1]."""
+    _check_whole(actions=actions, horizon=horizon, width=width)
     states = width * horizon
     transition, reward = np.zeros((states, actions, states)), rng.random((states, actions)) / horizon
     for t in range(horizon - 1):
@@ -146,6 +152,7 @@ def lump(instance: Instance, bins: int) -> Instance:
     mdp = instance.mdp
     if mdp.multiplicity is not None:
         raise ValueError("the instance is lumped already")
+    _check_whole(bins=bins)
     if bins < 1:
         raise ValueError(f"bins={bins}: at least one quantile bin is needed")
     mergeable = (mdp.labels == OTHER) & ~instance.plausible
@@ -284,9 +291,7 @@ def _check(
 ) -> None:
     if prior not in PRIORS:
         raise ValueError(f"unknown prior {prior!r}: expected one of {', '.join(PRIORS)}")
-    for name, number in (("actions", actions), ("optimal", optimal), ("decoys", decoys), ("bins", bins)):
-        if not isinstance(number, int | np.integer | None):
-            raise ValueError(f"{name}={number!r}: expected a whole number")
+    _check_whole(actions=actions, optimal=optimal, decoys=decoys, bins=1 if bins is None else bins)
     if optimal < 1 or decoys < 0 or optimal + decoys >= actions:
         raise ValueError(
             f"need 1 <= optimal, 0 <= decoys, optimal + decoys < actions; got {optimal}, {decoys}, {actions}"
@@ -301,3 +306,9 @@ def _check(
         raise ValueError(f"reward_noise={reward_noise}: a standard deviation, expected >= 0")
     if bins is not None and bins < 1:
         raise ValueError(f"bins={bins}: at least one, or None for one entry per token")
+
+
+def _check_whole(**numbers: Any) -> None:
+    for name, number in numbers.items():
+        if not is_whole_number(number):
+            raise ValueError(f"{name}={number!r}: expected a whole number")

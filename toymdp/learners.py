@@ -32,6 +32,7 @@ from joblib import Parallel, delayed
 
 from aent.controllers import Constant, Controller
 from aent.entropy import Full, Support, Tsallis, entropy, entropy_gradient
+from aent.fields import is_whole_number
 from aent.registry import is_ours
 from aent.shaping import Shaping
 from toymdp import kernels
@@ -89,7 +90,7 @@ class Learner:
                 raise ValueError(f"Learner({name}={getattr(self, name)!r}): expected one of {', '.join(allowed)}")
         for name in ("steps", "record_every", "features", "updates", "group_size"):
             number = getattr(self, name)
-            if isinstance(number, bool) or not isinstance(number, int | np.integer) or number < 1:
+            if not is_whole_number(number) or number < 1:
                 raise ValueError(f"Learner({name}={number!r}): expected a whole number, at least 1")
         if self.updates > 1 and self.gradient == "exact":
             raise ValueError("Learner: updates > 1 reuse a sample, which gradient='exact' has not; use 'sampled'")
@@ -334,6 +335,9 @@ def _check(instances: Sequence[Instance], learner: Learner, seeds: Sequence[int]
         raise TypeError("train: expected instances, as toymdp.suite.make gives them, and a Learner")
     if len(seeds) != len(instances):
         raise ValueError(f"train: {len(instances)} instances but {len(seeds)} seeds; give one seed per run")
+    for seed in seeds:
+        if not is_whole_number(seed) or seed < 0:
+            raise ValueError(f"train: seeds holds {seed!r}: expected whole numbers >= 0")
     if engine not in ("auto", "fused", "reference"):
         raise ValueError(f"train: unknown engine {engine!r}; expected auto, fused or reference")
     first = instances[0].mdp

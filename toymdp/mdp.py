@@ -19,13 +19,14 @@ logits are (*batch, S, A); probabilities are *per token*. Entropies are in nats,
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float
+
+from aent.fields import is_finite_number
 
 Array = np.ndarray
 
@@ -315,11 +316,11 @@ def soft_optimum(mdp: TokenMDP, coefficient: float, kept_sizes: Float[Array, "S 
         Of four tokens one pays 1; at e^(1 / coefficient) = 3 it weighs as much as the three others together.
 
         >>> mdp = TokenMDP(np.ones(1), np.zeros((1, 2, 1)), np.array([[0.0, 1.0]]), np.array([[0, 0, 0, 1]]))
-        >>> soft = soft_optimum(mdp, coefficient=1 / math.log(3))
+        >>> soft = soft_optimum(mdp, coefficient=1 / np.log(3))
         >>> round(soft.value, 4), round(soft.soft_value, 4)  # 3 / (3 + 3), and log(3 + 3) / log 3
         (0.5, 1.6309)
     """
-    if not 0 < coefficient < math.inf:
+    if not (is_finite_number(coefficient) and coefficient > 0):
         raise ValueError(
             f"coefficient={coefficient!r}: the soft optimum needs lambda > 0; use optimum() for lambda = 0"
         )

@@ -24,6 +24,7 @@ import numpy as np
 from tqdm import tqdm
 
 from aent.entropy import DropLowest, entropy_gradient
+from aent.fields import is_whole_number
 from toymdp import bounds
 from toymdp.attacks import ascent, bandit, cases, maximise
 from toymdp.checks import Array, Check, Row, Sample, at_most, repeats, rows_of, worst_of
@@ -73,10 +74,12 @@ def verify(scale: str = "default", seed: int = 0, progress: bool = True) -> list
         progress: draw a progress bar.
 
     Raises:
-        ValueError: unknown scale.
+        ValueError: unknown scale, or a seed that is no whole number >= 0.
     """
     if scale not in SCALES:
         raise ValueError(f"scale={scale!r}: expected one of {', '.join(SCALES)}")
+    if not is_whole_number(seed) or seed < 0:
+        raise ValueError(f"seed={seed!r}: expected a whole number >= 0")
     size = SCALES[scale]
     rngs = np.random.default_rng(seed).spawn(len(PROPOSITIONS) + 1)
     drawn = cases(rngs[-1], size)

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from aent.fields import is_whole_number
 from aent.names import suggest
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ def make(name: str, seed: int = 0) -> Instance:
         [[9992.0, 5.0, 3.0]]
     """
     chosen = setting(name)
-    if not isinstance(seed, int | np.integer) or seed < 0:
+    if not is_whole_number(seed) or seed < 0:
         raise ValueError(f"seed={seed!r}: expected a whole number >= 0")
     return _family(chosen)(np.random.default_rng(seed), **chosen.options)
 

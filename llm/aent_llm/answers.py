@@ -85,6 +85,7 @@ _CHARACTERS = str.maketrans(
         **{chr(0xFF10 + digit): str(digit) for digit in range(10)},
         "×": r"\times ", "÷": r"\div ", "·": r"\cdot ", "⋅": r"\cdot ", "≤": r"\le ", "≥": r"\ge ", "≠": r"\ne ",
         "π": r"\pi ", "±": r"\pm ", "∞": r"\infty ", "∪": r"\cup ", "∩": r"\cap ", "∅": r"\emptyset ", "°": r"^\circ ",
+        "≡": r"\equiv ", "⟨": r"\langle ", "⟩": r"\rangle ",
         "²": "^2", "³": "^3", "½": r"\frac{1}{2}", "¼": r"\frac{1}{4}", "¾": r"\frac{3}{4}", "％": "%",
     }
 )  # fmt: skip
@@ -95,6 +96,11 @@ _PRICE = r"\s*([+-]?(?:\d[\d,]*(?:\.\d+)?|\.\d+))(?=[\s.*_)}\]\\$]*$)"
 _SPELLINGS: list[tuple[re.Pattern[str], str]] = [
     (re.compile(pattern), replacement)
     for pattern, replacement in (
+        (r"\\(?:pounds|textsterling)(?![A-Za-z])\s*", "£"),
+        (r"\\(?:text)?euro(?![A-Za-z])\s*", "€"),
+        (r"\\(?:text)?yen(?![A-Za-z])\s*", "¥"),
+        (r"\\textdollar(?![A-Za-z])\s*|\bUS\\?\$", r"\\$"),
+        (r"\\(?:text|mathrm|mbox)\s*\{\s*([€£¥₹]|\\\$)\s*\}\s*", r"\1"),
         (rf"{_SIGNED}\\\${_PRICE}", r"\1\2 dollars"),  # the sign of a currency is a unit
         (rf"{_SIGNED}(?<!\\)\${_PRICE}(?![^$]*\$)", r"\1\2 dollars"),
         (rf"{_SIGNED}([€£¥₹]){_PRICE}", r"\1\3 \2"),
@@ -118,6 +124,10 @@ _SPELLINGS: list[tuple[re.Pattern[str], str]] = [
         (r"^(?:\\approx|\\simeq|\\sim|≈|≃)\s*", ""),
         (r"\\(?:text)?color\s*\{\w+\}", ""),
         (r"^([+-]?)\s*(?:[€£¥₹]|USD|EUR|GBP|Rs\.?)\s*(?=[\d.])", r"\1"),
+        (r"(?:\\langle(?![A-Za-z])|^<)([^<>]*,[^<>]*)(?:\\rangle(?![A-Za-z])|>$)", r"(\1)"),
+        (r"(?<![\d:])(\d{1,2}):00(?![\d:])", r"\1"),  # 3:00 PM is 3 PM
+        (r"(?<=\d)\s*(\\text\s*\{\s*)?(?:a\.?\s?m|A\.?\s?M)\b\.?", r" \1am"),
+        (r"(?<=\d)\s*(\\text\s*\{\s*)?(?:p\.?\s?m|P\.?\s?M)\b\.?", r" \1pm"),
         (r"\s+", " "),
     )
 ]
@@ -144,6 +154,7 @@ _SCIENTIFIC = (  # 3e5, 3 \times 10^5, 10^{-7}
 )
 _NUMBER = (
     _SCIENTIFIC
+    + r"|\d{1,2}:[0-5]\d"
     + r"|[+-]?\s*(?:\d[\d,]*(?:[ ]\d{3})*(?:\.\d+)?|\.\d+)(?:[ ]?\d+/\d+|/\d+)?|[+-]?\d*\s*\\frac\{[^{}]*\}\{[^{}]*\}"
 )
 _POWER = r"\s*\^\s*\{?-?[123]\}?"
@@ -172,7 +183,17 @@ _CLOCK = re.compile(r"\d{1,2}:[0-5]\d")  # 12:30 is no fraction; a ratio, 3:4, i
 RATIO = re.compile(r"[^\s:=|]+(?:\s?:\s?[^\s:=|]+){2,}")  # 1:2:3
 DATE = re.compile(r"([12]\d{3})-(0\d|1[0-2])-([0-3]\d)")
 PLAIN = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+|\d+/0*[1-9]\d*|\\frac\{\d+\}\{0*[1-9]\d*\})|[A-Za-z]+")
-_BASED = re.compile(r"(\d[\dA-F]*)_\{?(\d+)\}?")  # 1011_2, a numeral with its base
+_BASED = re.compile(  # 1011_2, a numeral with its base
+    r"\(?(?:\\text\s*\{)?(\d[\dA-F]*)\}?\)?\s*"
+    r"(?:_\s*\{?\s*(?:\\text\s*\{\s*base\s*\})?|(?:\\text\s*\{|\()?\s*base\s*\}?)\s*(\d+)[})]*"
+)
+_MODULO = re.compile(  # n \equiv 3 \pmod 7
+    rf"(?:({VARIABLE})\s*(?:\\equiv|=)\s*)?([^=(]+?)[\s(]*(?:\\(?:text|mathrm|operatorname)\s*\{{[\s(]*)?"
+    r"\\?[bp]?mod(?![A-Za-z])[\s{}]*(\w+)[\s{})]*"
+)
+_LETTER = r"(?:\\text\s*\{\s*)?\(?[A-H]\)?\}?"
+_AND = r"(?:[,;&]|\\text\s*\{\s*(?:and|or)\s*\}|\b(?:and|or)\b)"
+_LETTERS = re.compile(rf"{_LETTER}(?:(?:\s*{_AND})+\s*{_LETTER})+")  # A, C
 _UNIT_NAMES = {
     name: unit
     for unit, names in {
@@ -190,7 +211,7 @@ _UNIT_NAMES = {
         "°c": "°c °celsius celsius", "°f": "°f °fahrenheit fahrenheit",
         "newton": "n newton", "joule": "j joule", "kj": "kj kilojoule", "watt": "w watt", "kw": "kw kilowatt",
         "volt": "v volt", "hz": "hz hertz", "pa": "pa pascal", "kpa": "kpa kilopascal", "ton": "t ton tonne",
-        "oz": "oz ounce", "am": "am a.m", "pm": "pm p.m",
+        "oz": "oz ounce", "am": "am", "pm": "pm",
         "january": "january jan", "february": "february feb", "march": "march", "april": "april apr", "may": "may",
         "june": "june jun", "july": "july jul", "august": "august aug", "september": "september sept",
         "october": "october oct", "november": "november nov", "december": "december dec",
@@ -219,6 +240,12 @@ def read_whole(raw: str) -> Answer:
 def _in_parts(text: str) -> Answer:
     if len(text) > LONGEST:
         return Answer("", text, "")
+    if _LETTERS.fullmatch(text):  # of a choice: AC
+        return Answer("", "".join(sorted(re.findall("[A-H]", text))), "")
+    if "mod" in text and (modulo := _MODULO.fullmatch(text)):
+        variable, value, modulus = modulo.groups("")
+        whole = re.fullmatch(r"-?\d+", value) and re.fullmatch("[1-9][0-9]*", modulus)
+        return Answer(variable, str(int(value) % int(modulus)) if whole else value, f"mod {modulus}")
     variable, value = "", text
     if choice := _CHOICE.fullmatch(text):
         variable, value = f"({choice[1] or choice[2]})", choice[3]
@@ -241,16 +268,17 @@ def _in_parts(text: str) -> Answer:
 
 
 def differ(one: Answer, other: Answer) -> bool:
-    """Tell whether two answers differ in what math-verify does not look at.
+    """Tell whether an answer differs from another, the reference, in what math-verify does not look at.
 
-    These are different units that are known, cm and m (squared or not is no matter), or different bases; decimals that
+    These are different units that are known, cm and m (squared or not is no matter), or different bases or moduli; a
+    pair, (3,4), for a list or set of numbers, 3,4 (but not a list for a pair: 3,4 is read as one); decimals that
     do not agree to six places, or to six digits below 1; three dots or words between numbers (5 feet 3) in only one;
     digits with a space between them (1 2); a time, a date or a ratio of three parts and something else; a list that
     names a value twice, but for sets in braces.
     """
     units = {one.unit.partition("^")[0], other.unit.partition("^")[0]}
     known = set(_UNIT_NAMES.values()) - {"%", "°"}
-    if len(units) == 2 and all(unit in known or unit.startswith("base ") for unit in units):
+    if len(units) == 2 and all(unit in known or unit.startswith(("base ", "mod ")) for unit in units):
         return True
     if (alike := decimals_agree(one, other)) is not None:
         return not alike
@@ -261,6 +289,9 @@ def differ(one: Answer, other: Answer) -> bool:
     if (":" in one.value) != (":" in other.value) and any(_CLOCK.fullmatch(each.value) for each in (one, other)):
         return True
     if any(bool(form.fullmatch(one.value)) != bool(form.fullmatch(other.value)) for form in (RATIO, DATE)):
+        return True
+    several = len(_elements(re.sub(r"\\[{}]", "", other.value))) > 1 and "=" not in other.value
+    if several and len(_elements(one.value)) == 1 and re.fullmatch(r"[(\[].*[)\]]", one.value):
         return True
     if r"\{" in one.value + other.value:
         return False

@@ -49,6 +49,7 @@ METRICS = {  # what is compared, and where a run logs it; the second key is TRL'
 LAST = 0.1  # of the steps: what "final" means
 DRAWS = 2000  # of a bootstrap
 UPRIGHT = 6  # groups that fit side by side in a table
+SHOWN = 5  # directories of a group in a table
 LONGEST = 60  # letters of a group's name: what fits a headline
 
 
@@ -112,6 +113,9 @@ def _read(path: Path) -> RunData:
         close = difflib.get_close_matches(path.name, [one.name for one in near], n=3)
         meant = below or [str(path.parent / name) for name in close]
         what = "does not exist" if not path.exists() else "is not a run directory (no config.json)"
+        if path.is_file():
+            what = "is a file; expected a run directory, as train writes it"
+            meant = [str(path.parent)] if (path.parent / "config.json").is_file() else []
         raise FileNotFoundError(f"{path} {what}" + (f"; did you mean {', '.join(meant)}?" if meant else ""))
     config, origin, lines = read_run(path)
     _check_config(config, path / "config.json")
@@ -119,6 +123,8 @@ def _read(path: Path) -> RunData:
     for number, line in enumerate(lines, 1):
         if "step" in line:
             metrics[_step(line["step"], f"{path / 'metrics.jsonl'}, line {number}")] = line
+    if lines and not metrics:
+        raise ValueError(f"{path} was not written by train: no line of its metrics.jsonl has a step; leave it out")
     if not metrics:
         raise ValueError(f"{path} has no metrics yet: wait for its first logged step, or leave it out")
     seed = (config.get("train") or {}).get("seed", origin.get("seed"))
@@ -369,6 +375,7 @@ def _cells(group: Group) -> dict[str, str]:
     ends = sorted({max(run.metrics) for run in group.runs})
     means = {name: _cell([final(run, name) for run in group.runs]) for name in METRICS}
     return {
+        "run directory": _places(group),
         "seeds": str(len(group.runs)),
         "steps": str(ends[0]) if len(ends) == 1 else f"{ends[0]} to {ends[-1]}",
         "final reward": means["reward"],
@@ -381,6 +388,12 @@ def _cells(group: Group) -> dict[str, str]:
         "final length (tokens)": means["length"],
         "seconds": _cell([float(run.summary.get("seconds") or np.nan) for run in group.runs]),
     }
+
+
+def _places(group: Group) -> str:
+    """Directories of the runs, one a line; of many the first."""
+    places = [cli.one_line(str(run.directory)) for run in group.runs]
+    return "\n".join(places if len(places) <= SHOWN else [*places[: SHOWN - 1], f"and {len(places) - SHOWN + 1} more"])
 
 
 def _versus(group: Group, reference: Group | None) -> dict[str, str]:

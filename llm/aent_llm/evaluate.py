@@ -272,7 +272,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     texts = ""
     for task in tasks:
         result, lines = _evaluated(task, sampler, config)
-        report["results"][task.name] = {"data": asdict(task.data), "reward_name": task.reward_name, **result}
+        report["results"][task.name] = {
+            "data": asdict(task.data), "reward_name": task.reward_name, "left_out": task.left_out,
+            "repeated": task.repeated, **result,
+        }  # fmt: skip
         texts += lines
         replace = len(report["results"]) > 1
         for file, text in ((args.out, json.dumps(report, indent=2) + "\n"), (args.completions, texts)):
@@ -390,6 +393,14 @@ def _print_results(results: dict[str, dict[str, Any]], config: EvalConfig) -> No
     console = Console(markup=False, emoji=False)  # names of files may hold brackets
     console.print(table)
     for name, result in results.items():
+        if result["left_out"]:
+            of = result["left_out"] + result["problems"]
+            console.print(f"{name}: {result['left_out']} of {of} rows left out: they have no reference answer")
+        if result["repeated"]:
+            console.print(
+                f"{name}: {result['repeated']} of {result['problems']} problems repeat an earlier prompt; each counts, "
+                "as if it were another problem"
+            )
         if (share := result["truncated"]["mean"]) > TRUNCATED_SHARE:
             console.print(
                 f"{name}: {share:.0%} of completions were cut at {config.max_tokens} tokens; raise --max-tokens"

@@ -22,7 +22,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from .answers import DATE, NO_UNIT, RATIO, UNIT_TEXT, Answer
+from .answers import DATE, NO_UNIT, RATIO, UNIT_TEXT, VARIABLE, Answer
 
 __all__ = ["equal", "readable"]
 
@@ -137,8 +137,35 @@ def _proportions(ratio: re.Match[str]) -> str:
     return "(" + ",".join(rf"\frac{{{part}}}{{{first}}}" for part in others) + ")"
 
 
+def _cases(rows: re.Match[str]) -> str:
+    """Write the rows of a system as a list, x=3, y=4; of a function by cases, whose order counts, as a tuple."""
+    inner = rows[2].replace("&=", "=")
+    parts = [part.strip(" ,;.") for part in re.split(r"\\\\(?:\[\w+\])?|&", inner)]
+    joint = ", ".join(filter(None, parts))
+    return f"({joint})" if "&" in inner else joint
+
+
+def _named(pair: re.Match[str]) -> str:
+    """Write (y,x)=(3,4) as y=3, x=4."""
+    names, values = (group.split(",") for group in pair.groups())
+    return ", ".join(map("=".join, zip(names, values, strict=True))) if len(names) == len(values) else pair[0]
+
+
+def _system(equations: re.Match[str]) -> str:
+    """Write y=3, x=4 as a tuple in the order of its variables, in which a pair names their values."""
+    parts = [part.strip(" .") for part in re.split(_BETWEEN, equations[0]) if part.strip(" .")]
+    parts.sort(key=lambda part: (part.startswith("\\"), part.partition("=")[0]))  # Greek letters last: (r, \theta)
+    several = len({part[:2].strip(" =_") for part in parts}) == len(parts)  # x=3, x=4 are values of one
+    return f"({', '.join(parts)})" if several else ", ".join(parts)
+
+
+_BETWEEN = r"[,;]|\\text\s*\{\s*(?:,|and)\s*\}|\band\b"
+_EQUATION = rf"\s*{VARIABLE}\s*=[^=,;]+?"
 _RULES: list[tuple[re.Pattern[str], Any]] = [
     (re.compile(r"(?<!\\)%"), r"\\%"),
+    (re.compile(r"^(?:\\\{)?\\begin\{(cases|array|aligned)\}(?:\{\w+\})?(.*)\\end\{\1\}$"), _cases),
+    (re.compile(rf"^\(({VARIABLE}(?:, ?{VARIABLE})+)\) ?= ?\(([^()]+)\)$"), _named),
+    (re.compile(rf"^{_EQUATION}(?:(?:\s*(?:{_BETWEEN}))+{_EQUATION})+[\s,;.]*$"), _system),
     (re.compile(r"^([+-]?\d+) (\d+)/(\d+)$"), r"\1\\frac{\2}{\3}"),  # 1 1/2
     (re.compile(rf"^{RATIO.pattern}$"), _proportions),
     (re.compile(rf"^{DATE.pattern}$"), r"(\1,\2,\3)"),

@@ -58,8 +58,9 @@ def math_verify(completions: Sequence[Completion], answer: Sequence[Any], **kwar
     A completion that announces no answer (see ``announcements``) earns nothing: a number that merely stands somewhere,
     as where the length limit cut the completion off, is none. Fractions, decimals, sets, intervals and matrices are
     compared by value; words, and names of several capital letters, as text without regard to case. Decimals are equal
-    that agree to six places, or to six digits below 1; ``1,1,2`` is not ``1,2``, but ``\{1,1,2\}`` is ``\{1,2\}``. A
-    unit matters only where both answers have one and it is a common one: 5 cm is not 5 m, but 5.
+    that agree to six places, or to six digits below 1; ``1,1,2`` is not ``1,2``, but ``\{1,1,2\}`` is ``\{1,2\}``;
+    ``(3,4)`` is not ``3,4``, but ``y=4, x=3``, in the order of the names. Numerals of different bases differ. A unit
+    matters only where both answers have one and it is a common one: 5 cm is not 5 m, but 5.
 
     A parse or a comparison is given up after ``TIMEOUT_SECONDS``, and counts as wrong; it runs in a process of its own.
 

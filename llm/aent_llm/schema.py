@@ -361,6 +361,25 @@ class Block:
         return "\n".join(rows)
 
 
+def matching(reference: str, pattern: str) -> str:
+    """Keep of a page of such tables, under headings, the rows that hold ``pattern``, in upper or lower case.
+
+    Raises:
+        ValueError: no row does.
+    """
+    kept, heading = [], ""
+    for part in reference.split("\n\n"):
+        heading = part if part.startswith("#") else heading
+        head, rows = part.splitlines()[:2], part.splitlines()[2:]
+        if part.startswith("|") and (found := [row for row in rows if pattern.casefold() in row.casefold()]):
+            kept += [heading, "\n".join([*head, *found])]
+    if not kept:
+        names = re.findall(r"^\| `([\w.]+)`", reference, re.MULTILINE)
+        hint = suggest(pattern, [*names, *(name.rpartition(".")[2] for name in names)], most=3) or "."
+        raise ValueError(f"--settings {pattern}: no setting has this in its name or meaning{hint}")
+    return "\n\n".join(kept)
+
+
 @functools.cache
 def block(cls: type) -> Block:
     """The settings of a dataclass as it declares them."""

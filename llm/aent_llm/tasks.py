@@ -60,12 +60,16 @@ class Task:
     reward_name: str
     reward: Reward | None
     longest: int  # tokens of the longest prompt
+    left_out: int = 0  # rows without a reference answer
+    repeated: int = 0  # problems whose prompt has stood before
 
     def plan(self) -> dict[str, Any]:
         """Say what would run, ready for JSON."""
         return {
             "name": self.name,
             "problems": len(self.problems),
+            "left_out": self.left_out,
+            "repeated": self.repeated,
             "longest_prompt": self.longest,
             "first_prompt": self.problems[0]["prompt"],
             "first_answer": self.problems[0].get("answer"),
@@ -144,6 +148,7 @@ def load_task(name: str, args: Any, model: Model, *, max_tokens: int, limit: int
         raise ValueError(f"--data {name}: --chat-template-kwargs has no effect on plain text; add --chat")
     problems: Any = load_problems(data)
     problems = problems.select(range(min(len(problems), limit or len(problems))))
+    rows = len(problems)
     options: Any = {"chat_template_kwargs": args.chat_template_kwargs}
     try:
         if name not in benchmarks.BENCHMARKS:  # of a benchmark every problem counts, also one that cannot be scored
@@ -156,7 +161,8 @@ def load_task(name: str, args: Any, model: Model, *, max_tokens: int, limit: int
         )
     except ValueError as error:
         raise ValueError(f"--data {name}: {error}") from None
-    return Task(name, data, problems, reward_name, reward, max(map(len, encoded)))
+    repeated = len(problems) - len({json.dumps(prompt) for prompt in problems["prompt"]})
+    return Task(name, data, problems, reward_name, reward, max(map(len, encoded)), rows - len(problems), repeated)
 
 
 def completion_limit(asked: int | None, tasks: Sequence[Task], context: int | None, *, most: int) -> int:

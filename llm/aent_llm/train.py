@@ -38,7 +38,7 @@ from aent_llm.checkpoint import (
 )
 from aent_llm.experiment import Experiment, load_experiment, overridden, parse_experiment, reference
 from aent_llm.prepare import Parts, from_cache_only, load_model, lora_config, prepare
-from aent_llm.schema import Places, parse_yaml
+from aent_llm.schema import Places, matching, parse_yaml
 
 DEFAULT = "cpu_aent"
 
@@ -47,7 +47,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command; returns its exit status."""
     options = _parser().parse_args(argv)
     if options.settings:
-        print(reference())
+        print(reference() if options.settings is True else matching(reference(), options.settings))
         return 0
     if options.processes < 1:
         raise ValueError(f"--processes {options.processes}: expected a number of GPUs, 1 or more")
@@ -418,5 +418,7 @@ def _parser() -> Parser:
     parser.add_argument("--resume", action="store_true", help="go on with the run in --output, with its settings")
     parser.add_argument("--dry-run", action="store_true", help="check everything but the weights, show the plan")
     parser.add_argument("--processes", type=int, default=1, help="GPUs to plan for with --dry-run (default: 1)")
-    parser.add_argument("--settings", action="store_true", help="describe every setting of an experiment file and stop")
+    parser.add_argument(
+        "--settings", nargs="?", const=True, metavar="WORD", help="describe every setting, or those with WORD, and stop"
+    )
     return parser

@@ -625,6 +625,8 @@ for wrong in (whole, np.array(["a"]), np.array([1j])):
     [
         ([[0.5, -1.0]], None, "were logits passed"),
         ([[math.nan, -1.0]], None, "NaN"),
+        ([[-math.inf, -1.0]], None, "finite log-probabilities, got -inf: no policy draws a token of probability 0"),
+        ([[-1.0, -1.0], [-1.0, -math.inf]], [[1.0, 1.0], [0.0, 1e-9]], "finite log-probabilities, got -inf"),
         ([[-1.0, -1.0]], [[0.0, 0.0]], "no token"),
         ([[-1.0, -1.0], [-1.0, -1.0]], [[0.0, 0.0], [1.0, 0.0]], "no token"),
         ([[-1.0, -1.0]], [[2.0, -1.0]], "weights >= 0"),
@@ -710,7 +712,12 @@ for call in (
     except (TypeError, ValueError) as error: print(type(error).__name__, error)
 """
     out = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
-    expected = ["numpy array or torch tensor, got list", "got int64; convert", "x.float()", "got float16", "last axis"]
+    expected = ["numpy array or torch tensor, got list", "got int64; convert"]
+    expected += [
+        "got torch.bfloat16; convert them first: logits.float()",
+        "logits.astype(np.float32)",
+        "last axis",
+    ]
     expected += ["a rule such as", "a rule such as", "temperature='1'", "whole number", "whole number"]
     for line, message in zip(out.splitlines(), expected, strict=True):
         assert message in line

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from aent.controllers import Anchored, Band, Constant, Controller, Dual, Schedule, Switch
-from aent.fields import check_fields, is_finite_number, is_for_numbers, is_within
+from aent.fields import check_fields, is_finite_number, is_for_numbers, is_whole_number, is_within
 from aent.methods import METHODS
 from aent.shaping import (
     ClipCovariance,
@@ -150,7 +150,28 @@ CALLS = {  # an expression -> what the ValueError or TypeError says
     "group_advantages(np.array([['a', 'b']]))": "rewards must be real numbers, got <U1",
     "group_advantages(np.array([[1j, 2]]))": "rewards must be real numbers, got complex128",
     "Run.create(folder, 3, 0)": "expected a config of names and values (a dict), got a int: 3",
-    "Run.create(folder, {}, 1.5)": "cannot be interpreted as an integer",
+    "Run.create(folder, {}, 1.5)": "seed=1.5: expected a whole number or None",
+    "Run.create(folder, {}, True)": "seed=True: expected a whole number or None",
+    "Constant(0.1).update(State(0.1), True)": "measured entropy: expected numbers, got True",
+    "State.from_dict({'coefficient': [True]})": "State.coefficient: expected numbers, got [True]",
+    "TokenVectorEnv('smoke-tree', True)": "num_envs=True: expected a whole number",
+    "State.from_dict({'coefficient': True})": "State.coefficient: expected a number or a list of numbers, got True",
+    "suite.make('smoke-bandit', True)": "seed=True: expected a whole number >= 0",
+    "verify(scale='smoke', seed=True)": "seed=True: expected a whole number >= 0",
+    "TokenEnv('smoke-bandit', instance_seed=1) and TokenEnv('smoke-bandit', instance_seed=True)": "seed=True: expected",
+    "train([bandit], Learner(3, 0.1), seeds=[True])": "train: seeds holds True: expected whole numbers >= 0",
+    "soft_optimum(bandit.mdp, True)": "coefficient=True: the soft optimum needs lambda > 0",
+    **{
+        f"{family}(np.random.default_rng(0), **{ {**sizes, wrong: True} })": f"{wrong}=True: expected a whole number"
+        for family, sizes in {
+            "token_tree": {"actions": 200, "optimal": 1, "horizon": 2, "decoys": 1, "bins": 5},
+            "units": {"actions": 200, "optimal": 1, "count": 2, "decoys": 1, "bins": 5},
+            "random_tree": {"actions": 3, "horizon": 2},
+            "random_mdp": {"actions": 3, "horizon": 2, "width": 2},
+        }.items()
+        for wrong in sizes
+    },
+    "lump(bandit, True)": "bins=True: expected a whole number",
     "suite.setting(None)": "unknown setting None",
     "suite.make('smoke-bandit', -1)": "seed=-1: expected a whole number >= 0",
     "suite.make('smoke-bandit', 1.5)": "seed=1.5: expected a whole number >= 0",
@@ -168,8 +189,11 @@ from aent.controllers import *
 from aent.runs import Run
 from aent.shaping import group_advantages
 from toymdp import suite
-from toymdp.families import token_tree
+from toymdp.envs import TokenEnv, TokenVectorEnv
+from toymdp.families import lump, random_mdp, random_tree, token_tree, units
 from toymdp.learners import Learner, train
+from toymdp.mdp import soft_optimum
+from toymdp.propositions import verify
 
 bandit, folder, said = suite.make("smoke-bandit"), sys.argv[1], {}
 for expression in json.loads(sys.argv[2]):
@@ -202,6 +226,17 @@ def test_calls_with_something_of_another_kind_are_refused_with_advice(tmp_path: 
 )  # fmt: skip
 def test_what_is_a_finite_number(value: Any, number: bool) -> None:
     assert is_finite_number(value) is number
+
+
+@pytest.mark.parametrize(
+    ("value", "number"),
+    [
+        (0, True), (-3, True), (10**400, True), (np.int8(3), True), (np.uint64(3), True), (True, False), (2.0, False),
+        (np.bool_(True), False), (np.float64(2), False), ("1", False), (None, False), (np.array(1), False),
+    ],
+)  # fmt: skip
+def test_what_is_a_whole_number(value: Any, number: bool) -> None:
+    assert is_whole_number(value) is number
 
 
 @dataclasses.dataclass(frozen=True)

@@ -266,6 +266,16 @@ def test_the_table_holds_what_numpy_finds(runs: Path) -> None:
     assert "k = 4: 0.81" in shown
 
 
+def test_the_table_says_where_the_runs_are(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As they were given; of more than five the first four."""
+    monkeypatch.chdir(runs)
+    names = [f"grpo-{seed}" for seed in range(3)]
+    grpo, _ = compare.group_runs(read_runs([*names, "aent-0"]))
+    assert compare._places(grpo).split() == names
+    assert "".join(names) in "".join(column(text(table(read_runs([*names, "aent-0"]))), 1))
+    assert compare._places(compare.Group("x", grpo.runs * 2)).split("\n") == [*names, "grpo-0", "and 2 more"]
+
+
 def test_a_single_run_shows_the_interval_of_its_evaluation(runs: Path) -> None:
     shown = text(table(read_runs([runs / "grpo-1"])))
     assert "[0.48, 0.54]" in shown
@@ -420,7 +430,12 @@ def column(shown: str, place: int) -> list[str]:
         (["nothing"], "nothing does not exist"),
         (["grpo-00"], "did you mean grpo-0"),
         (["."], "did you mean aent-0"),
-        (["mine"], "mine is not a run directory"),
+        (["mine"], "mine is a file; expected a run directory, as train writes it\n"),
+        (
+            ["grpo-0/config.json"],
+            "config.json is a file; expected a run directory, as train writes it; did you mean gr",
+        ),
+        (["other"], "other was not written by train: no line of its metrics.jsonl has a step"),
         (["grpo-0", "./grpo-0"], "a run counts once"),
         (["grpo-0", "--baseline", "gpro"], "did you mean 'grpo'?"),
         (["grpo-0", "--group-by", "train.learnin_rate"], "did you mean 'train.learning_rate'"),
@@ -442,6 +457,7 @@ def test_a_comparison_that_cannot_be_is_refused_in_one_line(runs: Path, tmp_path
     shutil.copytree(runs, folder)
     monkeypatch.chdir(folder)
     (folder / "mine").write_text("mine")
+    Run.create(folder / "other", {}, seed=0).log(cell="x", final=0.5)  # as `toymdp compare` keeps it
     before = sorted(folder.rglob("*"))
     assert told in refused(capsys, *arguments)
     assert sorted(folder.rglob("*")) == before

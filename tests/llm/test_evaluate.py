@@ -478,6 +478,24 @@ write_results(Path({str(tmp_path)!r}) / "eval.json", "hours " * 100, replace=Fal
     assert list(tmp_path.iterdir()) == []
 
 
+def test_rows_left_out_and_repeated_are_counted(folder, tmp_path, capsys):
+    data, out = tmp_path / "mine.jsonl", tmp_path / "eval.json"
+    pairs = [("w1", "1"), ("w1", "1"), ("w2", None), ("w3", "3"), ("w1", "2"), ("w4", None)]
+    data.write_text("".join(json.dumps({"prompt": prompt, "answer": answer}) + "\n" for prompt, answer in pairs))
+    arguments = ["--model", str(folder), "--data", str(data), "--reward", "exact_match", "--greedy"]
+    with pytest.warns(UserWarning, match="no reference answer"):
+        assert main([*arguments, "--max-tokens", "2", "--out", str(out)]) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert "mine.jsonl: 2 of 6 rows left out: they have no reference answer" in told
+    assert "mine.jsonl: 2 of 4 problems repeat an earlier prompt; each counts" in told
+    result = json.loads(out.read_text())["results"][str(data)]
+    assert (result["problems"], result["left_out"], result["repeated"]) == (4, 2, 2)
+    with pytest.warns(UserWarning, match="no reference answer"):
+        assert main([*arguments, "--dry-run", "--limit", "3"]) == 0
+    plan = json.loads(capsys.readouterr().out)["data"][0]
+    assert (plan["problems"], plan["left_out"], plan["repeated"]) == (2, 1, 1)
+
+
 def test_completions_outlive_a_reward_that_fails(folder, problems_file, tmp_path, monkeypatch):
     (tmp_path / "failing_reward_of_test.py").write_text(
         "def fails(completions, **kwargs):\n    raise KeyError('key of mine')\n"

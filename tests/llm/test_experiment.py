@@ -255,6 +255,21 @@ def test_a_dry_run_says_what_it_could_not_reach_and_asks_no_network(tmp_path, ca
     assert not huggingface_hub.constants.HF_HUB_OFFLINE
 
 
+def test_the_reference_may_be_narrowed_to_a_word(capsys) -> None:
+    assert main(["train", "--settings"]) == 0
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| `")]
+    assert main(["train", "--settings", "LEARNING_rate"]) == 0
+    shown = capsys.readouterr().out
+    found = [line for line in shown.splitlines() if line.startswith("| `")]
+    assert found == [row for row in rows if "learning_rate" in row.casefold()]
+    assert {"`model.tiny.learning_rate`", "`train.learning_rate`"} <= {row.split()[1] for row in found}
+    headings = [line for line in shown.splitlines() if line.startswith("#")]
+    assert "## train" in headings
+    assert "## data" not in headings
+    assert main(["train", "--settings", "learnin_rate"]) == 2
+    assert "no setting has this in its name or meaning; did you mean 'learning_rate'" in capsys.readouterr().err
+
+
 def test_the_reference_names_every_setting_and_no_other(capsys) -> None:
     assert main(["train", "--settings"]) == 0
     page = capsys.readouterr().out

@@ -6,6 +6,7 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from scipy.optimize import brentq
 from scipy.special import lambertw
 
@@ -69,6 +70,28 @@ def test_texts_are_complete_and_drawing_is_repeatable(stem, frames):
     assert any(labels)
     assert "nan" not in spec.verdict(frames(stem)).sentence
     assert not re.search(r"\bTrue\b|\bFalse\b|<", spec.verdict(frames(stem)).sentence)
+
+
+@pytest.mark.parametrize("stem", ["f4_phase_diagram", "f8_clamp_bite"])
+def test_words_in_a_panel_cover_no_other_word_and_no_point(stem, frames):
+    """On the drawn figure. A word on white in a map is no label of a point, so points of scatters do not count."""
+    with style.theme("light"):
+        figure = registry.load(stem).draw(frames(stem))
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    figure.draw(renderer)
+    words = [
+        (panel, word.get_window_extent(renderer)) for panel in figure.axes for word in panel.texts if word.get_text()
+    ]
+    assert words
+    for i, (panel, box) in enumerate(words):
+        assert not any(box.overlaps(other) for _, other in words[i + 1 :])
+        assert figure.bbox.x0 <= box.x0
+        assert box.x1 <= panel.get_window_extent(renderer).x1
+        for line in panel.lines:
+            points = line.get_transform().transform(line.get_xydata())
+            size = line.get_markersize() * figure.dpi / 72 if line.get_marker() != "None" else 0.0
+            around = box.padded(size / 2)
+            assert not any(around.contains(*point) for point in points[np.isfinite(points).all(1)])
 
 
 @pytest.mark.parametrize("stem", ["f1_one_step", "f4_phase_diagram", "f6_bias", "f7_controllers"])

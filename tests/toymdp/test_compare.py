@@ -244,7 +244,8 @@ def test_updates_reach_the_learner() -> None:
     """With one update CE-GPPO is no bonus to the digit; with eight it is not. ``--updates`` is what sets them."""
     parser = argparse.ArgumentParser()
     compare.add_arguments(parser)
-    assert parser.parse_args([]).updates == 1
+    assert parser.parse_args([]).updates is None  # as the learner has it, or the run that goes on
+    assert Learner.updates == 1
     for updates, same in ((1, True), (8, False)):
         cell = Cell("smoke-bandit", Learner(40, 0.3, updates=updates), (0.3,))
         ours, none = (evaluate(cell, METHODS[name], [(0.5, 0.3)], [4, 5])["final"] for name in ("ce-gppo", "none"))

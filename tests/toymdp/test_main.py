@@ -15,7 +15,7 @@ from types import SimpleNamespace
 import pytest
 
 from aent.extras import install_line
-from aent.runs import read_run
+from aent.runs import Run, read_run
 from toymdp import compare, suite
 from toymdp.__main__ import main
 from toymdp.methods import METHODS
@@ -129,7 +129,10 @@ COMPARE = ["compare", "--scale", "smoke"]
         (["--resume"], "--resume needs --out"),
         (["--resume", "--out", "new"], "new holds no run"),
         (["--resume", "--out", "file"], "file holds no run"),
-        (["--out", "file"], "nothing was overwritten. Go on with it by --resume"),
+        (["--out", "file"], "file is a file; nothing was overwritten. --out names a run directory"),
+        (["file"], "unknown arguments: file; file is a file, and this command takes flags only, such as --out;"),
+        (["--resume", "."], "unknown arguments: .; . is a folder, and this command takes flags only, such as --out;"),
+        (["none"], "none is no flag, and this command takes flags only"),
         (["--out", "."], "nothing was overwritten. Go on with it by --resume"),
         (["--out", "file/new"], "part of the path is a file"),
         (["--out", "x" * 300], "File name too long"),
@@ -153,6 +156,37 @@ def kept(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("comparison") / "run"
     assert main([*SMALL, "--out", str(folder)]) == 0
     return folder
+
+
+def test_a_comparison_goes_on_with_its_own_settings(kept, tmp_path, capsys):
+    """No flag is typed again; one that says something else is refused by its name."""
+    folder = tmp_path / "run"
+    shutil.copytree(kept, folder)
+    lines = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (folder / "metrics.jsonl").write_text("".join(lines[: len(lines) // 2 + 1]))
+    again = ["compare", "--out", str(folder), "--resume"]
+    assert "learner.steps: saved 4, given 5." in refused(capsys, *again, "--steps", "5")
+    assert "methods: saved ['none', 'full'], given ['none']." in refused(capsys, *again, "--methods", "none")
+    assert "learner.optimiser: saved 'adam', given 'sgd'." in refused(capsys, *again, "--optimiser", "sgd")
+    told = refused(capsys, *again, "--scale", "default")
+    assert "budget.test_seeds: saved 4, given 20" in told
+    assert "settings: saved ['smoke-bandit'], given ['bandit-1e4-n1', 'bandit-1e4-n15']" in told
+    assert main([*again, "--jobs", "1"]) == 0
+    out = capsys.readouterr().out
+    assert "(smoke scale)" in out
+    assert "smoke scale tries the command (4 seeds, 4 updates) and judges no method" in out
+    rows = [read_run(one)[2] for one in (kept, folder)]
+    assert all(row in rows[1] for row in rows[0])
+    assert read_run(folder)[0] == read_run(kept)[0]
+
+
+def test_only_a_comparison_goes_on(tmp_path, capsys):
+    Run.create(tmp_path / "run", {"learner": {"steps": 3}, "train": {}}, seed=0)
+    told = refused(capsys, "compare", "--out", str(tmp_path / "run"), "--resume")
+    assert "run holds no comparison but another kind of run" in told
+    (tmp_path / "run" / "config.json").rename(tmp_path / "file")
+    told = refused(capsys, "compare", "--out", str(tmp_path / "file"), "--resume")
+    assert f"file holds no run, it is a file; give the run directory, perhaps {tmp_path}" in told
 
 
 SMALL = [*COMPARE, "--settings", "smoke-bandit", "--methods", "none", "full", "--steps", "4", "--jobs", "1"]
