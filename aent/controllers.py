@@ -72,7 +72,7 @@ class State:
 
     @classmethod
     def from_dict(cls, saved: dict[str, Any]) -> State:
-        """Inverse of ``to_dict``. Raises ValueError on missing or unknown keys and on values that are no numbers."""
+        """Inverse of ``to_dict``. Raises ValueError on missing or unknown keys and on values that are not finite."""
         known = {field.name for field in fields(cls)}
         unknown, missing = sorted(set(saved) - known), sorted({"coefficient"} - set(saved))
         if unknown or missing:
@@ -83,6 +83,10 @@ class State:
         for key, value in vars(found).items():
             if not isinstance(value, int | float | np.ndarray) and not (key == "memory" and value is None):
                 raise ValueError(f"State.{key}: expected a number or a list of numbers, got {value!r}")
+            if value is not None and not np.all(np.isfinite(value)):
+                raise ValueError(f"State.{key}: expected finite numbers, got {saved[key]!r}")
+        if np.any(np.asarray(found.step) < 0) or np.any(np.asarray(found.step) % 1):
+            raise ValueError(f"State.step: expected a whole number of updates >= 0, got {saved['step']!r}")
         return found
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import re
 import sys
+import traceback
 
 from aent import cli
 from aent.names import suggest
@@ -39,9 +40,17 @@ def main(argv: list[str] | None = None) -> int:
     return 2
 
 
+def command(name: str) -> int:
+    """Run one command as the whole process: ``python -m aent_llm.evaluate`` is ``python -m aent_llm eval``."""
+    return signals.whole_process(lambda: main([name, *sys.argv[1:]]))
+
+
 def _run(name: str, arguments: list[str]) -> int:
     try:
         return importlib.import_module(f"aent_llm.{COMMANDS[name][0]}").main(arguments)
+    except cli.UsersCodeError as error:
+        traceback.print_exception(error.__cause__)  # their frames alone; the line about it comes below
+        raise
     except RuntimeError as error:
         if re.search("out of memory|can't allocate memory|not enough memory", str(error)):  # torch has no one kind
             raise MemoryError(str(error).partition("\n")[0]) from error

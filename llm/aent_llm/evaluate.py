@@ -396,3 +396,9 @@ def _print_results(results: dict[str, dict[str, Any]], config: EvalConfig) -> No
             )
         if result["unscored"]:
             console.print(f"{name}: {result['unscored']} completions could not be scored and count as wrong")
+
+
+if __name__ == "__main__":
+    from aent_llm.__main__ import command
+
+    raise SystemExit(command("eval"))

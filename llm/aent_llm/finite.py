@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import math
+import traceback
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from trl.trainer.utils import is_async_callable
+
+from aent.cli import UsersCodeError
 
 __all__ = ["NonFiniteError", "are_finite", "check_rewards"]
 
@@ -31,12 +35,16 @@ def are_finite(parameters: Iterable[torch.nn.Parameter]) -> bool:
     return not ends or bool(torch.isfinite(torch.cat(ends).sum()))
 
 
-def check_rewards(function: Callable[..., Any], name: str, report: Callable[[str], None]) -> Callable[..., Any]:
+def check_rewards(function: Callable[..., Any], name: str, report: Callable[[Any], None]) -> Callable[..., Any]:
     """Wrap a reward so that what it returns is one finite number, or None, per completion.
 
-    Anything else goes to ``report`` as a sentence, and infinity stands in its place: ranks find it in the rewards that
-    they exchange, and stop together.
+    Anything else goes to ``report`` as a sentence, an exception of the reward as a ``UsersCodeError``, and infinity
+    stands in its place: ranks find it in the rewards that they exchange, and stop together.
     """
+
+    def failed(error: BaseException, completions: Any) -> list[float | None]:
+        report(_blamed(error, function, name))
+        return [math.inf] * len(completions)
 
     def checked(found: Any, prompts: Any, completions: Any) -> list[float | None]:
         fault = _fault(found, len(completions))
@@ -51,16 +59,36 @@ def check_rewards(function: Callable[..., Any], name: str, report: Callable[[str
 
         @functools.wraps(function, updated=())
         async def later(*, prompts: Any, completions: Any, **columns: Any) -> list[float | None]:
-            found = await function(prompts=prompts, completions=completions, **columns)
+            try:
+                found = await function(prompts=prompts, completions=completions, **columns)
+            except (Exception, SystemExit) as error:
+                return failed(error, completions)
             return checked(found, prompts, completions)
 
         return later
 
     @functools.wraps(function, updated=())
     def now(*, prompts: Any, completions: Any, **columns: Any) -> list[float | None]:
-        return checked(function(prompts=prompts, completions=completions, **columns), prompts, completions)
+        try:
+            found = function(prompts=prompts, completions=completions, **columns)
+        except (Exception, SystemExit) as error:
+            return failed(error, completions)
+        return checked(found, prompts, completions)
 
     return now
+
+
+def _blamed(error: BaseException, function: Callable[..., Any], name: str) -> UsersCodeError:
+    """Name the reward and the line of its file where it failed; the cause keeps the frames below ours."""
+    trace = error.__traceback__ and error.__traceback__.tb_next
+    frames = traceback.extract_tb(trace)
+    code = getattr(inspect.unwrap(function), "__code__", None)
+    theirs = [frame for frame in frames if code is not None and frame.filename == code.co_filename] or frames
+    where = f" ({theirs[-1].filename}, line {theirs[-1].lineno})" if theirs else f" ({function.__module__})"
+    what = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    blamed = UsersCodeError(f"the reward {name!r}{where} raised {what}")
+    blamed.__cause__ = error.with_traceback(trace)
+    return blamed
 
 
 def _fault(found: Any, expected: int) -> tuple[int | None, str] | None:

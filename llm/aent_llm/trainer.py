@@ -20,6 +20,7 @@ import contextlib
 import math
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from transformers import TrainerCallback
 from transformers.trainer_utils import IntervalStrategy
@@ -76,7 +77,9 @@ class AEntGRPOTrainer(SafeGRPOTrainer):
         self.control_state = self.controller.init()
         clamp = Full() if isinstance(self.support, Tsallis) else self.support  # another entropy, not a clamped one
         self.alarms = Alarms(self.controller, clamp)
-        check_kept_tokens(self.support, self.model.get_output_embeddings().weight.shape[0])
+        vocabulary = self.model.get_output_embeddings().weight.shape[0]
+        check_kept_tokens(self.support, vocabulary)
+        check_controller(self.controller, vocabulary)
         self._check_shaping()
         self._add_heads()
         self._tokenless = agreement.check(self, policy=self._base_model())
@@ -295,7 +298,8 @@ def check_kept_tokens(support: Any, vocabulary: int) -> None:
             "tokens: nothing would be cut. Give a larger share, or take the support full"
         )
     try:
-        support_weights(torch.linspace(-1.0, 1.0, 2 * vocabulary).view(2, vocabulary), support)
+        steepness = torch.tensor([[0.1], [0.5], [1.0], [2.0], [4.0]])  # from nearly flat to p = .92 for the first token
+        weights = support_weights(-steepness * torch.arange(1.0, vocabulary + 1).log(), support)
     except ValueError:
         raise
     except Exception as error:  # whatever a rule of the user's may raise
@@ -303,9 +307,34 @@ def check_kept_tokens(support: Any, vocabulary: int) -> None:
             f"{support}: weights(logits) failed on a torch tensor ({type(error).__name__}: {error}); use the functions "
             "of array_api_compat.array_namespace(logits), which serve numpy and torch alike"
         ) from error
-    kept = support.kept(vocabulary) if hasattr(support, "kept") else 2
+    kept = support.kept(vocabulary) if hasattr(support, "kept") else int((weights > 0).sum(-1).max())
     if kept < 2:
         raise ValueError(f"{support} keeps {kept} of {vocabulary} tokens: its entropy is 0. Keep 2 or more")
+
+
+def check_controller(rule: Any, vocabulary: int) -> None:
+    """Refuse a rule that does not answer entropies with one finite coefficient, tried from log(vocabulary) down to 0.
+
+    Raises:
+        ValueError: what the rule answered or raised, and the entropy it was given.
+    """
+    given = "its start"
+    try:
+        state = _one_number(rule.init())
+        for entropy in (math.log(vocabulary), 0.5 * math.log(vocabulary), 0.0):
+            given = f"an entropy of {entropy:.3g} nats"
+            state = _one_number(rule.update(state, entropy))
+    except Exception as error:  # whatever a rule of the user's may raise
+        kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+        raise ValueError(f"{type(rule).__name__} failed on {given} ({kind}{error})") from error
+
+
+def _one_number(state: Any) -> State:
+    """The state as a checkpoint gives it back, whose coefficient a trainer can use."""
+    found = State.from_dict(state.to_dict())
+    if np.ndim(found.coefficient):
+        raise ValueError(f"a trainer has one coefficient, got {found.coefficient!r}")
+    return found
 
 
 def _engine(model: Any, args: AEntGRPOConfig) -> Any:
