@@ -78,6 +78,9 @@ class State:
         if unknown or missing:
             what = f"unknown {', '.join(unknown)}" if unknown else f"missing {', '.join(missing)}"
             raise ValueError(f"{cls.__name__}: {what}; expected {', '.join(sorted(known))}")
+        step = saved.get("step", 0)
+        if isinstance(step, bool) or not isinstance(step, int) or step < 0:
+            raise ValueError(f"State.step: expected a whole number of updates >= 0, got {step!r}")
         arrays = {key: _floats(value, f"State.{key}") for key, value in saved.items() if isinstance(value, list)}
         found = cls(**{**saved, **arrays})
         for key, value in vars(found).items():
@@ -85,8 +88,6 @@ class State:
                 raise ValueError(f"State.{key}: expected a number or a list of numbers, got {value!r}")
             if value is not None and not np.all(np.isfinite(value)):
                 raise ValueError(f"State.{key}: expected finite numbers, got {saved[key]!r}")
-        if np.any(np.asarray(found.step) < 0) or np.any(np.asarray(found.step) % 1):
-            raise ValueError(f"State.step: expected a whole number of updates >= 0, got {saved['step']!r}")
         return found
 
 

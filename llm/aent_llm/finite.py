@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import functools
-import inspect
 import math
 import traceback
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import torch
 from trl.trainer.utils import is_async_callable
 
+import aent
+import aent_llm
 from aent.cli import UsersCodeError
 
-__all__ = ["NonFiniteError", "are_finite", "check_rewards"]
+__all__ = ["NonFiniteError", "are_finite", "blamed", "check_rewards"]
 
 LARGEST = 1e18  # of a reward: TRL squares them in float32 for the deviation of a group
 SHOWN = 200  # characters of a prompt and a completion in a message
@@ -43,7 +45,7 @@ def check_rewards(function: Callable[..., Any], name: str, report: Callable[[Any
     """
 
     def failed(error: BaseException, completions: Any) -> list[float | None]:
-        report(_blamed(error, function, name))
+        report(blamed(f"the reward {name!r}", error))
         return [math.inf] * len(completions)
 
     def checked(found: Any, prompts: Any, completions: Any) -> list[float | None]:
@@ -78,17 +80,22 @@ def check_rewards(function: Callable[..., Any], name: str, report: Callable[[Any
     return now
 
 
-def _blamed(error: BaseException, function: Callable[..., Any], name: str) -> UsersCodeError:
-    """Name the reward and the line of its file where it failed; the cause keeps the frames below ours."""
-    trace = error.__traceback__ and error.__traceback__.tb_next
+def blamed(what: str, error: BaseException) -> UsersCodeError:
+    """Name what failed and the line of its file; the cause is the error with the frames of that code alone."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None and _is_ours(trace.tb_frame.f_code.co_filename):
+        trace = trace.tb_next
     frames = traceback.extract_tb(trace)
-    code = getattr(inspect.unwrap(function), "__code__", None)
-    theirs = [frame for frame in frames if code is not None and frame.filename == code.co_filename] or frames
-    where = f" ({theirs[-1].filename}, line {theirs[-1].lineno})" if theirs else f" ({function.__module__})"
-    what = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-    blamed = UsersCodeError(f"the reward {name!r}{where} raised {what}")
-    blamed.__cause__ = error.with_traceback(trace)
-    return blamed
+    theirs = [one for one in frames if one.filename == frames[0].filename and not _is_ours(one.filename)]
+    where = [f" ({one.filename}, line {one.lineno})" for one in theirs[-1:]]
+    said = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    fault = UsersCodeError(f"{what}{''.join(where)} raised {said}")
+    fault.__cause__ = error.with_traceback(trace)
+    return fault
+
+
+def _is_ours(file: str) -> bool:
+    return any(Path(file).is_relative_to(Path(str(one.__file__)).parent) for one in (aent, aent_llm))
 
 
 def _fault(found: Any, expected: int) -> tuple[int | None, str] | None:

@@ -250,7 +250,7 @@ def _check_model(experiment: Experiment, args: Any, config: Any, skipped: list[s
 
     from aent_llm import config as configs
     from aent_llm.model_head import add_entropy_head, check_scalable
-    from aent_llm.trainer import check_controller, check_kept_tokens
+    from aent_llm.trainer import check_controller, check_kept_tokens, check_shaping
 
     source, attention = experiment.model.source, experiment.model.attn_implementation
     options: dict[str, Any] = {**_code(experiment), **({"attn_implementation": attention} if attention else {})}
@@ -273,10 +273,15 @@ def _check_model(experiment: Experiment, args: Any, config: Any, skipped: list[s
         check_kept_tokens(support, vocabulary)
     except ValueError as error:
         raise ValueError(f"entropy.support: {error}") from None
+    controller = configs.controller(args.entropy_controller)
     try:
-        check_controller(configs.controller(args.entropy_controller), vocabulary)
+        check_controller(controller, vocabulary)
     except ValueError as error:
         raise ValueError(f"entropy.controller: {error}") from None
+    try:
+        check_shaping(configs.shaping(args.entropy_shaping), controller.init().coefficient)
+    except ValueError as error:
+        raise ValueError(f"entropy.shaping: {error}") from None
     if args.router_aux_loss_coef and not hasattr(config.get_text_config(), "output_router_logits"):
         raise ValueError("train.router_aux_loss_coef: the model is no mixture of experts; leave it out")
     if configs.shaping(args.entropy_shaping).scales_logits:

@@ -130,15 +130,20 @@ class SafeGRPOTrainer(ShapedGRPOTrainer):
             row, column = bad.nonzero()[0].tolist()
             name = self.reward_func_names[column]
             fault = (self._faults or [f"the reward {name!r} returned no finite number for completion {row}"])[0]
-            step = f"step {self.state.global_step + 1}: {fault}"
             if isinstance(fault, UsersCodeError):
-                last, _ = checkpoint.last_complete(str(self.args.output_dir))
-                raise UsersCodeError(
-                    f"{step}. The weights were not updated. Last complete checkpoint: {last or 'none'}; once the "
-                    "reward is mended, the run can be resumed"
-                ) from fault.__cause__
-            raise ValueError(f"{step}. Expected is one finite number for each completion, or None, which leaves it out")
+                raise self._broken_off(fault) from fault.__cause__
+            raise ValueError(
+                f"step {self.state.global_step + 1}: {fault}. Expected is one finite number for each completion, or "
+                "None, which leaves it out"
+            )
         return rewards
+
+    def _broken_off(self, fault: UsersCodeError) -> UsersCodeError:
+        last, _ = checkpoint.last_complete(str(self.args.output_dir))
+        return UsersCodeError(
+            f"step {self.state.global_step + 1}: {fault}. The weights were not updated. Last complete checkpoint: "
+            f"{last or 'none'}; once this is mended, the run can be resumed"
+        )
 
     # ---------------------------------------------------------------------------------------------------------- keep
 
