@@ -30,7 +30,8 @@ def main(argv: list[str] | None = None) -> int:
         lines = [f"  {name:<10} {text}" for name, (_, text) in COMMANDS.items()]
         lines += [
             "",
-            "Exit status: 0 done, 2 input that cannot be used, 1 NaN while training, 128 + number after a signal.",
+            "Exit status: 0 done, 2 input that cannot be used, 1 NaN or a failing reward while training, 128 + number "
+            "after a signal.",
             "AENT_DEBUG=1 shows where an error was raised.",
         ]
         print("\n".join([__doc__ or "", *lines]), file=sys.stdout if asked else sys.stderr)

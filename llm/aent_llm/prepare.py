@@ -387,9 +387,15 @@ def _check_optimiser(args: Any, model: Any) -> None:
 def _check_packages(experiment: Experiment, args: Any, processes: int, skipped: list[str] | None) -> None:
     """What must be there: a reference model, trackers, vLLM, a GPU, a hub, several processes."""
     from transformers.integrations.integration_utils import get_available_reporting_integrations
+    from transformers.utils import is_optimum_quanto_available
 
     if args.sync_ref_model and args.beta == 0.0:
         raise ValueError("train.sync_ref_model: true has no effect with train.beta=0: there is no reference model then")
+    if args.sync_ref_model and experiment.model.lora is not None:
+        raise ValueError(
+            "train.sync_ref_model: with model.lora the reference is the model without its adapter, which nothing "
+            "moves; leave one of the two out"
+        )
     missing = set(args.report_to) - set(get_available_reporting_integrations())
     if missing:
         names = ", ".join(sorted(missing))
@@ -411,7 +417,12 @@ def _check_packages(experiment: Experiment, args: Any, processes: int, skipped: 
         )
     if args.use_liger_kernel and importlib.util.find_spec("liger_kernel") is None:
         lacking.append("train.use_liger_kernel needs it: pip install liger-kernel, or set it to false")
+    cache = "" if args.use_vllm else args.cache_implementation or ""
+    if cache == "quantized" and not args.generation_kwargs and not is_optimum_quanto_available():
+        lacking.append("train.cache_implementation=quantized needs it: pip install optimum-quanto, or leave it out")
     if args.device.type == "cpu":
+        if cache.startswith("offloaded"):
+            lacking.append(f"train.cache_implementation={cache} needs a GPU to take it from, and this runs on a CPU")
         if args.entropy_engine == "triton" and not _interprets_triton():
             lacking.append("entropy.engine: triton needs a GPU, and this runs on a CPU; auto or torch run anywhere")
         if args.use_transformers_continuous_batching and not args.use_vllm:
@@ -427,8 +438,8 @@ def _check_packages(experiment: Experiment, args: Any, processes: int, skipped: 
 def _check_loading(args: Any) -> None:
     """Whether options for data loading, compilation and batching are ones that their libraries take."""
     from accelerate.utils import DynamoBackend
-    from torch.utils.data import DataLoader
-    from transformers.generation import ContinuousBatchingConfig
+    from torch.utils.data import DataLoader, TensorDataset
+    from transformers.generation.configuration_utils import ContinuousBatchingConfig
 
     accelerator = args.accelerator_config
     if accelerator.split_batches:
@@ -442,7 +453,7 @@ def _check_loading(args: Any) -> None:
         )
     options = {name: getattr(args, f"dataloader_{name}") for name in LOADING}
     try:
-        DataLoader([0], **options)
+        DataLoader(TensorDataset(), **options)
     except ValueError as error:
         given = ", ".join(f"train.dataloader_{name}={value}" for name, value in options.items() if value)
         raise ValueError(f"{given}: {_first_line(error)}") from error

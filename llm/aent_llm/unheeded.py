@@ -153,6 +153,7 @@ TABLE = (
     ),
     Row("liger_kernel_config", "it needs train.use_liger_kernel=true", lambda run: not run.args.use_liger_kernel),
     Row("fsdp_config", "it needs train.fsdp=true", lambda run: not run.args.fsdp),
+    Row("deepspeed", "it is an empty block", lambda run: not run.args.deepspeed),
     Row("ds3_gather_for_generation", "it belongs to DeepSpeed", lambda run: run.args.deepspeed_plugin is None),
     Row(
         "dataloader_in_order", "it needs train.dataloader_num_workers", lambda run: not run.args.dataloader_num_workers

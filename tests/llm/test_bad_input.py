@@ -181,6 +181,8 @@ SETS = {
     "train.gradient_checkpointing_kwargs=x": "train.gradient_checkpointing_kwargs: expected a block of settings, got ",
     "train.push_to_hub=true": "train.push_to_hub needs the hub, and HF_HUB_OFFLINE is set: unset it",
     "train={log_completions: true, log_completions_hub_repo: a/b, use_cpu: true}": "train.log_completions_hub_repo nee",
+    "train.cache_implementation=offloaded": "train.cache_implementation=offloaded needs a GPU to take it from",
+    "train.cache_implementation=quantized": "train.cache_implementation=quantized needs it: pip install optimum-qua",
     "train.use_transformers_paged=true": "train.use_transformers_paged needs a GPU: on a CPU it does not come to",
     "train.transformers_continuous_batching_config={x: 1}": "train.transformers_continuous_batching_config: Continuous",
     "train.enable_jit_checkpoint=true": "enable_jit_checkpoint=True saves in the middle of a step",
@@ -287,6 +289,7 @@ RESTS = {
     "schedule (train.lr_scheduler_type) takes no options",
     "train.lr_scheduler_type=constant train.warmup_steps=1": "train.warmup_steps has no effect: the schedule "
     "'constant' has no warm-up; 'constant_with_warmup' has one",
+    "train.deepspeed={}": "train.deepspeed has no effect: it is an empty block",
     "train.fsdp_config={a:1}": "train.fsdp_config has no effect: it needs train.fsdp=true",
     "train.num_train_epochs=2": "train.num_train_epochs has no effect: train.max_steps ends the run",
     "train.optim_args=a=1": "train.optim_args has no effect: the optimiser (train.optim) does not take it",
@@ -411,6 +414,12 @@ def test_a_module_that_is_a_command_is_one(module: str, capsys, monkeypatch) -> 
         runpy.run_module(f"aent_llm.{module}", run_name="__main__")
     assert stop.value.code == 0
     assert "usage: python -m aent_llm " in capsys.readouterr().out
+
+
+def test_a_reference_that_is_the_model_without_its_adapter_is_not_moved(folder: Path, tmp_path: Path, capsys) -> None:
+    (tmp_path / "my.yaml").write_text(placed(FILE, folder) + "  sync_ref_model: true\n  beta: 0.1\n")
+    line = refused(capsys, tmp_path / "my.yaml", "--set", "model.lora={r: 2, target_modules: [q_proj]}")
+    assert "train.sync_ref_model: with model.lora the reference is the model without its adapter" in line
 
 
 @pytest.mark.parametrize("options", OPTIONS)
