@@ -387,7 +387,7 @@ def _check_optimiser(args: Any, model: Any) -> None:
 def _check_packages(experiment: Experiment, args: Any, processes: int, skipped: list[str] | None) -> None:
     """What must be there: a reference model, trackers, vLLM, a GPU, a hub, several processes."""
     from transformers.integrations.integration_utils import get_available_reporting_integrations
-    from transformers.utils import is_optimum_quanto_available
+    from transformers.utils.import_utils import is_optimum_quanto_available
 
     if args.sync_ref_model and args.beta == 0.0:
         raise ValueError("train.sync_ref_model: true has no effect with train.beta=0: there is no reference model then")
