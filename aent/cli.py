@@ -25,6 +25,7 @@ __all__ = [
     "FOR_USERS",
     "BrokenOff",
     "Parser",
+    "UsersCodeError",
     "describe",
     "one_line",
     "positive_number",
@@ -39,6 +40,10 @@ DEBUG = "AENT_DEBUG"
 
 class BrokenOff(RuntimeError):
     """A computation cannot go on, through no mistake of the input: one line and status 1."""
+
+
+class UsersCodeError(BrokenOff):
+    """A function of the user's own has failed; its error, with the frames of that function, is the ``__cause__``."""
 
 
 GIVEN_UP = (FloatingPointError, BrokenExecutor, BrokenOff)

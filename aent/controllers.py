@@ -72,18 +72,23 @@ class State:
 
     @classmethod
     def from_dict(cls, saved: dict[str, Any]) -> State:
-        """Inverse of ``to_dict``. Raises ValueError on missing or unknown keys and on values that are no numbers."""
+        """Inverse of ``to_dict``. Raises ValueError on missing or unknown keys and on values that are not finite."""
         known = {field.name for field in fields(cls)}
         unknown, missing = sorted(set(saved) - known), sorted({"coefficient"} - set(saved))
         if unknown or missing:
             what = f"unknown {', '.join(unknown)}" if unknown else f"missing {', '.join(missing)}"
             raise ValueError(f"{cls.__name__}: {what}; expected {', '.join(sorted(known))}")
+        step = saved.get("step", 0)
+        if isinstance(step, bool) or not isinstance(step, int) or step < 0:
+            raise ValueError(f"State.step: expected a whole number of updates >= 0, got {step!r}")
         arrays = {key: _floats(value, f"State.{key}") for key, value in saved.items() if isinstance(value, list)}
         found = cls(**{**saved, **arrays})
         for key, value in vars(found).items():
             number = isinstance(value, int | float | np.ndarray) and not isinstance(value, bool)
             if not number and not (key == "memory" and value is None):
                 raise ValueError(f"State.{key}: expected a number or a list of numbers, got {value!r}")
+            if value is not None and not np.all(np.isfinite(value)):
+                raise ValueError(f"State.{key}: expected finite numbers, got {saved[key]!r}")
         return found
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import re
 import sys
+import traceback
 
 from aent import cli
 from aent.names import suggest
@@ -29,7 +30,8 @@ def main(argv: list[str] | None = None) -> int:
         lines = [f"  {name:<10} {text}" for name, (_, text) in COMMANDS.items()]
         lines += [
             "",
-            "Exit status: 0 done, 2 input that cannot be used, 1 NaN while training, 128 + number after a signal.",
+            "Exit status: 0 done, 2 input that cannot be used, 1 NaN or a failing reward while training, 128 + number "
+            "after a signal.",
             "AENT_DEBUG=1 shows where an error was raised.",
         ]
         print("\n".join([__doc__ or "", *lines]), file=sys.stdout if asked else sys.stderr)
@@ -39,9 +41,17 @@ def main(argv: list[str] | None = None) -> int:
     return 2
 
 
+def command(name: str) -> int:
+    """Run one command as the whole process: ``python -m aent_llm.evaluate`` is ``python -m aent_llm eval``."""
+    return signals.whole_process(lambda: main([name, *sys.argv[1:]]))
+
+
 def _run(name: str, arguments: list[str]) -> int:
     try:
         return importlib.import_module(f"aent_llm.{COMMANDS[name][0]}").main(arguments)
+    except cli.UsersCodeError as error:
+        traceback.print_exception(error.__cause__)  # their frames alone; the line about it comes below
+        raise
     except RuntimeError as error:
         if re.search("out of memory|can't allocate memory|not enough memory", str(error)):  # torch has no one kind
             raise MemoryError(str(error).partition("\n")[0]) from error

@@ -421,4 +421,6 @@ def _parser() -> cli.Parser:
 
 
 if __name__ == "__main__":
-    raise SystemExit(cli.run("aent_llm calibrate", main, extra="llm"))
+    from aent_llm.__main__ import command
+
+    raise SystemExit(command("calibrate"))

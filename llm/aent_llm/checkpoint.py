@@ -29,8 +29,8 @@ from aent.files import DRAFT, explain, write_atomically
 from aent.runs import differences
 
 __all__ = [
-    "SEAL", "check_settings", "dataset_digest", "explained", "last_complete", "may_change", "read_checked",
-    "read_seal", "seal", "sealed", "settings", "to_resume", "unseal", "write_checked",
+    "SEAL", "SET_BY_TRAINER", "check_settings", "dataset_digest", "explained", "last_complete", "may_change",
+    "read_checked", "read_seal", "seal", "sealed", "settings", "to_resume", "unseal", "write_checked",
 ]  # fmt: skip
 
 SEAL = "aent.json"
@@ -45,6 +45,7 @@ CHANGEABLE = (
     "dataloader_num_workers", "dataloader_pin_memory", "dataloader_persistent_workers", "dataloader_prefetch_factor",
     "vllm_server_*", "vllm_group_port", "vllm_gpu_memory_utilization", "sampler_tolerance",
 )  # fmt: skip
+SET_BY_TRAINER = ("ddp_find_unused_parameters", "liger_kernel_config")  # arguments that TRL's ``__init__`` changes
 DIGEST_ROWS = 1000  # rows that are turned into text at a time
 CHUNK = 1 << 24  # bytes read at a time
 PROBE = 1 << 20  # bytes written to find out why a write failed

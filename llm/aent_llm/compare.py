@@ -545,4 +545,6 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    raise SystemExit(cli.run("aent_llm compare", main, extra="llm"))
+    from aent_llm.__main__ import command
+
+    raise SystemExit(command("compare"))

@@ -253,15 +253,26 @@ class AEntGRPOConfig(GRPOConfig):
                 "must be known before its first micro-batch. Leave steps_per_generation unset, or use a multiple"
             )
         phase = self.updates_per_phase
-        if self.save_strategy == "steps" and self.save_steps % phase:
+        every = self.save_steps if self.save_steps >= 1 else math.ceil(max(self.max_steps, 0) * self.save_steps)
+        if self.save_strategy == "steps" and every % phase:  # a share of a number of epochs is not known here
             warnings.warn(
-                f"save_steps={self.save_steps} falls inside a rollout phase of {phase} optimiser steps: rollouts are "
+                f"save_steps={every} falls inside a rollout phase of {phase} optimiser steps: rollouts are "
                 "not in a checkpoint, so a resumed run draws new ones and its numbers differ. Use a multiple",
                 stacklevel=4,
             )
         if self.save_total_limit == 1:
             raise ValueError(
                 "save_total_limit=1 keeps no checkpoint to fall back on where the newest is damaged. Use 2 or more"
+            )
+        if self.enable_jit_checkpoint:
+            raise ValueError(
+                "enable_jit_checkpoint=True saves in the middle of a step, which cannot be resumed. Leave it out: "
+                "`aent_llm train` saves on SIGTERM by itself, a script does with aent_llm.signals.handled()"
+            )
+        if self.mask_truncated_completions and self.max_completion_length == 1:
+            raise ValueError(
+                "mask_truncated_completions=True leaves out what is cut off, and with max_completion_length=1 that is "
+                "all but an empty answer: nothing would be learnt. Give more tokens, or set it to False"
             )
         if self.sampler_tolerance is not None and not 0 < self.sampler_tolerance < math.inf:
             raise ValueError(f"sampler_tolerance={self.sampler_tolerance}: expected a positive gap in nats, or None")

@@ -75,3 +75,9 @@ def _parser() -> Parser:
     parser = Parser(prog="python -m aent_llm configs", description=about)
     parser.add_argument("name", nargs="?", help="print this one, to start from: ... configs NAME > mine.yaml")
     return parser
+
+
+if __name__ == "__main__":
+    from aent_llm.__main__ import command
+
+    raise SystemExit(command("configs"))

@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 from pydantic import Field
 
-from aent.cli import Parser
+from aent.cli import Parser, UsersCodeError
 from aent.runs import provenance
 from aent_llm import benchmarks
 from aent_llm.announcements import voted_answer
@@ -299,8 +299,9 @@ def _evaluated(task: Task, sampler: Sampler, config: EvalConfig) -> tuple[dict[s
         if not record:
             raise
         place = keep_elsewhere("completions.jsonl", lines())
+        theirs = error.__cause__ if isinstance(error, UsersCodeError) else error
         raise ValueError(
-            f"--data {task.name}: scoring with {task.reward_name} failed ({type(error).__name__}: {error}); the "
+            f"--data {task.name}: scoring with {task.reward_name} failed ({type(theirs).__name__}: {theirs}); the "
             f"completions are in {place}"
         ) from error
 
@@ -407,3 +408,9 @@ def _print_results(results: dict[str, dict[str, Any]], config: EvalConfig) -> No
             )
         if result["unscored"]:
             console.print(f"{name}: {result['unscored']} completions could not be scored and count as wrong")
+
+
+if __name__ == "__main__":
+    from aent_llm.__main__ import command
+
+    raise SystemExit(command("eval"))

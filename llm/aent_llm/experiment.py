@@ -16,6 +16,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -45,6 +47,7 @@ from aent_llm.schema import (
     short,
 )
 from aent_llm.tiny import TinySpec
+from aent_llm.unheeded import unheeded
 
 __all__ = ["CONFIGS", "EvaluationConfig", "Experiment", "ModelConfig", "load_experiment", "reference"]
 
@@ -57,6 +60,7 @@ NOT_SET_HERE = {  # a field of AEntGRPOConfig -> where it is set instead
     "reward_funcs": "in the block rewards",
     "model_init_kwargs": "in the block model",
 }
+FROM_FILE = ("accelerator_config", "fsdp_config", "deepspeed")  # a block, or the name of a JSON file with one
 
 
 class OfTheCommand:
@@ -67,6 +71,7 @@ class OfTheCommand:
     sampler_tolerance: Positive | None
     eval_strategy: Literal["no"]  # held-out problems are those of the evaluation block
     save_strategy: Literal["no", "steps", "epoch"]
+    do_train: Literal[True]  # false, its default in transformers, would be trained all the same
     remove_unused_columns: Literal[False]  # the rewards read the answer's column
 
 
@@ -355,6 +360,10 @@ def _train(given: Any, rewards: tuple[str, ...], weights: list[float] | None, pl
         check_weights(train.get("reward_weights"))
     except ValueError as error:
         raise ValueError(f"{places.of(('rewards',)) if weights else here}{error}") from None
+    for names, why in unheeded(train):
+        here = places.of(("train", names[0]))
+        raise ValueError(f"{here}train.{names[0]} has {why}. Leave it out")
+    _check_text(train, places)
     for name in ("logging_steps", "save_steps"):
         every = train.get(name, 1)
         if every > 1 and every != int(every):
@@ -366,6 +375,32 @@ def _train(given: Any, rewards: tuple[str, ...], weights: list[float] | None, pl
             f"{places.of(('train', 'max_steps'))}train.max_steps: expected 1 or more, or -1 (epochs), got 0"
         )
     return train
+
+
+def _check_text(train: dict[str, Any], places: Places) -> None:
+    """Read what stands in a text: blocks of settings in JSON or in a file, options of the optimiser."""
+    from trl.trainer.grpo_config import GRPOConfig
+
+    for name in GRPOConfig._VALID_DICT_FIELDS:
+        if isinstance(text := train.get(name), str):
+            try:
+                from_file = name in FROM_FILE and not text.startswith("{")
+                found = json.loads(Path(text).read_text(encoding="utf-8") if from_file else text)
+                fault = "" if isinstance(found, dict) else "no JSON object"
+            except OSError as error:
+                fault = f"it cannot be read ({error.strerror})"
+            except (ValueError, RecursionError):
+                fault = "no JSON"
+            if fault:
+                what = f"a block of settings{', or a JSON file with one' * (name in FROM_FILE)}"
+                place = places.of(("train", name))
+                raise ValueError(f"{place}train.{name}: expected {what}, got {short(text)}: {fault}")
+    options = train.get("optim_args")
+    if options and not all(re.fullmatch(r"[^=]+=[^=]+", one) for one in options.replace(" ", "").split(",")):
+        raise ValueError(
+            f"{places.of(('train', 'optim_args'))}train.optim_args: expected name=value, or several with commas "
+            f"between them, got {short(options)}"
+        )
 
 
 def _entropy(given: Any, places: Places) -> dict[str, Any]:

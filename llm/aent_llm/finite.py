@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import functools
 import math
+import traceback
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import torch
 from trl.trainer.utils import is_async_callable
 
-__all__ = ["NonFiniteError", "are_finite", "check_rewards"]
+import aent
+import aent_llm
+from aent.cli import UsersCodeError
+
+__all__ = ["NonFiniteError", "are_finite", "blamed", "check_rewards"]
 
 LARGEST = 1e18  # of a reward: TRL squares them in float32 for the deviation of a group
 SHOWN = 200  # characters of a prompt and a completion in a message
@@ -31,12 +37,16 @@ def are_finite(parameters: Iterable[torch.nn.Parameter]) -> bool:
     return not ends or bool(torch.isfinite(torch.cat(ends).sum()))
 
 
-def check_rewards(function: Callable[..., Any], name: str, report: Callable[[str], None]) -> Callable[..., Any]:
+def check_rewards(function: Callable[..., Any], name: str, report: Callable[[Any], None]) -> Callable[..., Any]:
     """Wrap a reward so that what it returns is one finite number, or None, per completion.
 
-    Anything else goes to ``report`` as a sentence, and infinity stands in its place: ranks find it in the rewards that
-    they exchange, and stop together.
+    Anything else goes to ``report`` as a sentence, an exception of the reward as a ``UsersCodeError``, and infinity
+    stands in its place: ranks find it in the rewards that they exchange, and stop together.
     """
+
+    def failed(error: BaseException, completions: Any) -> list[float | None]:
+        report(blamed(f"the reward {name!r}", error))
+        return [math.inf] * len(completions)
 
     def checked(found: Any, prompts: Any, completions: Any) -> list[float | None]:
         fault = _fault(found, len(completions))
@@ -51,16 +61,41 @@ def check_rewards(function: Callable[..., Any], name: str, report: Callable[[str
 
         @functools.wraps(function, updated=())
         async def later(*, prompts: Any, completions: Any, **columns: Any) -> list[float | None]:
-            found = await function(prompts=prompts, completions=completions, **columns)
+            try:
+                found = await function(prompts=prompts, completions=completions, **columns)
+            except (Exception, SystemExit) as error:
+                return failed(error, completions)
             return checked(found, prompts, completions)
 
         return later
 
     @functools.wraps(function, updated=())
     def now(*, prompts: Any, completions: Any, **columns: Any) -> list[float | None]:
-        return checked(function(prompts=prompts, completions=completions, **columns), prompts, completions)
+        try:
+            found = function(prompts=prompts, completions=completions, **columns)
+        except (Exception, SystemExit) as error:
+            return failed(error, completions)
+        return checked(found, prompts, completions)
 
     return now
+
+
+def blamed(what: str, error: BaseException) -> UsersCodeError:
+    """Name what failed and the line of its file; the cause is the error with the frames of that code alone."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None and _is_ours(trace.tb_frame.f_code.co_filename):
+        trace = trace.tb_next
+    frames = traceback.extract_tb(trace)
+    theirs = [one for one in frames if one.filename == frames[0].filename and not _is_ours(one.filename)]
+    where = [f" ({one.filename}, line {one.lineno})" for one in theirs[-1:]]
+    said = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    fault = UsersCodeError(f"{what}{''.join(where)} raised {said}")
+    fault.__cause__ = error.with_traceback(trace)
+    return fault
+
+
+def _is_ours(file: str) -> bool:
+    return any(Path(file).is_relative_to(Path(str(one.__file__)).parent) for one in (aent, aent_llm))
 
 
 def _fault(found: Any, expected: int) -> tuple[int | None, str] | None:

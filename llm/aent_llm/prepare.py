@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import math
 import os
 import re
 from collections.abc import Iterator
@@ -20,22 +21,28 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from aent_llm.experiment import Experiment
+from aent_llm.experiment import Batch, Experiment
+from aent_llm.unheeded import Planned, unheeded
 
 __all__ = ["Parts", "load_model", "prepare"]
 
+LOADING = ("num_workers", "persistent_workers", "prefetch_factor", "multiprocessing_context")
 STATISTICS_OF_WEIGHTS = ("pissa", "olora", "corda", "eva", "loftq")  # starts of LoRA that need the weights themselves
 
 
 @dataclass
 class Parts:
-    """Tokenizer, problems and rewards of an experiment, checked; None where a dry run could not reach them."""
+    """Tokenizer, problems and rewards of an experiment, checked; None where a dry run could not reach them.
+
+    ``notes`` are sentences about settings that have no effect on this run.
+    """
 
     source: str
     tokenizer: Any
     problems: Any
     rewards: list[Any]
     held_out: Any
+    notes: list[str]
 
 
 def prepare(experiment: Experiment, args: Any = None, *, processes: int = 1, skipped: list[str] | None = None) -> Parts:
@@ -59,7 +66,8 @@ def prepare(experiment: Experiment, args: Any = None, *, processes: int = 1, ski
         rewards = [reward_function(name) for name in experiment.rewards]
     except ValueError as error:
         raise ValueError(f"rewards: {error}") from error
-    _check_packages(experiment, args, skipped)
+    _check_packages(experiment, args, processes, skipped)
+    _check_loading(args)
     problems = _problems(experiment.data, skipped)
     held_out = _problems(experiment.evaluation.data, skipped) if experiment.evaluation else None
     tokenizer, config = _read_model(experiment, skipped)
@@ -81,7 +89,8 @@ def prepare(experiment: Experiment, args: Any = None, *, processes: int = 1, ski
             "take fewer at a time: lower train.per_device_train_batch_size or train.steps_per_generation, or raise "
             "train.num_generations"
         )
-    return Parts(experiment.model.source, tokenizer, problems, rewards, held_out)
+    notes = [_note(experiment, names, why) for names, why in _unheeded(experiment, args, batch, problems)]
+    return Parts(experiment.model.source, tokenizer, problems, rewards, held_out, notes)
 
 
 def load_model(experiment: Experiment, source: str) -> Any:
@@ -101,6 +110,21 @@ def load_model(experiment: Experiment, source: str) -> Any:
         options["attn_implementation"] = experiment.model.attn_implementation
     _check_weights(folder)
     return AutoModelForCausalLM.from_pretrained(folder, **options)
+
+
+def _unheeded(experiment: Experiment, args: Any, batch: Batch, problems: Any) -> list[tuple[list[str], str]]:
+    """Settings of the experiment that this run does not heed, and why."""
+    steps = args.max_steps if args.max_steps > 0 else None
+    if steps is None and problems is not None:
+        steps = math.ceil(args.num_train_epochs * (len(problems) // batch.prompts) * batch.updates)
+    phases = None if steps is None else math.ceil(steps / batch.updates)
+    given = experiment.train | {f"entropy_{name}": value for name, value in experiment.entropy.items()}
+    return list(unheeded(given, Planned(args, steps, phases)))
+
+
+def _note(experiment: Experiment, names: list[str], why: str) -> str:
+    keys = [f"train.{name}" if name in experiment.train else name.replace("entropy_", "entropy.", 1) for name in names]
+    return f"{', '.join(keys)} {'has' if len(keys) == 1 else 'have'} {why}"
 
 
 # -------------------------------------------------------------------------------------------------------------- data
@@ -204,8 +228,8 @@ def _length(config: Any) -> int | None:
 
 def _context(experiment: Experiment, config: Any) -> int | None:
     """Most tokens of prompt and completion together, of the model and of vLLM."""
-    limits = [one for one in (_length(config), experiment.of_train("vllm_max_model_length")) if one]
-    return min(limits, default=None)
+    vllm = experiment.of_train("use_vllm") and experiment.of_train("vllm_max_model_length")
+    return min((one for one in (_length(config), vllm) if one), default=None)
 
 
 def _room(context: int | None, completion: int, key: str) -> int | None:
@@ -226,7 +250,7 @@ def _check_model(experiment: Experiment, args: Any, config: Any, skipped: list[s
 
     from aent_llm import config as configs
     from aent_llm.model_head import add_entropy_head, check_scalable
-    from aent_llm.trainer import check_kept_tokens
+    from aent_llm.trainer import check_controller, check_kept_tokens, check_shaping
 
     source, attention = experiment.model.source, experiment.model.attn_implementation
     options: dict[str, Any] = {**_code(experiment), **({"attn_implementation": attention} if attention else {})}
@@ -249,6 +273,15 @@ def _check_model(experiment: Experiment, args: Any, config: Any, skipped: list[s
         check_kept_tokens(support, vocabulary)
     except ValueError as error:
         raise ValueError(f"entropy.support: {error}") from None
+    controller = configs.controller(args.entropy_controller)
+    try:
+        check_controller(controller, vocabulary)
+    except ValueError as error:
+        raise ValueError(f"entropy.controller: {error}") from None
+    try:
+        check_shaping(configs.shaping(args.entropy_shaping), controller.init().coefficient)
+    except ValueError as error:
+        raise ValueError(f"entropy.shaping: {error}") from None
     if args.router_aux_loss_coef and not hasattr(config.get_text_config(), "output_router_logits"):
         raise ValueError("train.router_aux_loss_coef: the model is no mixture of experts; leave it out")
     if configs.shaping(args.entropy_shaping).scales_logits:
@@ -351,17 +384,31 @@ def _check_optimiser(args: Any, model: Any) -> None:
 # ---------------------------------------------------------------------------------------------------------- packages
 
 
-def _check_packages(experiment: Experiment, args: Any, skipped: list[str] | None) -> None:
-    """What must be there: a reference model, trackers, vLLM, a GPU."""
+def _check_packages(experiment: Experiment, args: Any, processes: int, skipped: list[str] | None) -> None:
+    """What must be there: a reference model, trackers, vLLM, a GPU, a hub, several processes."""
     from transformers.integrations.integration_utils import get_available_reporting_integrations
+    from transformers.utils.import_utils import is_optimum_quanto_available
 
     if args.sync_ref_model and args.beta == 0.0:
         raise ValueError("train.sync_ref_model: true has no effect with train.beta=0: there is no reference model then")
+    if args.sync_ref_model and experiment.model.lora is not None:
+        raise ValueError(
+            "train.sync_ref_model: with model.lora the reference is the model without its adapter, which nothing "
+            "moves; leave one of the two out"
+        )
     missing = set(args.report_to) - set(get_available_reporting_integrations())
     if missing:
         names = ", ".join(sorted(missing))
         raise ValueError(
             f"train.report_to: {names} is not installed, or not known: pip install {names}, or leave it out"
+        )
+    for name in ("push_to_hub", "log_completions_hub_repo"):
+        if getattr(args, name) and _is_offline():
+            raise ValueError(f"train.{name} needs the hub, and HF_HUB_OFFLINE is set: unset it, or leave {name} out")
+    if args.fsdp and processes == 1 and not args.fsdp_config.get("xla"):
+        raise ValueError(
+            "train.fsdp shards over several processes, and this is one: start them with accelerate launch, or leave "
+            "it out"
         )
     lacking = []
     if args.use_vllm and importlib.util.find_spec("vllm") is None:
@@ -370,14 +417,59 @@ def _check_packages(experiment: Experiment, args: Any, skipped: list[str] | None
         )
     if args.use_liger_kernel and importlib.util.find_spec("liger_kernel") is None:
         lacking.append("train.use_liger_kernel needs it: pip install liger-kernel, or set it to false")
+    cache = "" if args.use_vllm else args.cache_implementation or ""
+    if cache == "quantized" and not args.generation_kwargs and not is_optimum_quanto_available():
+        lacking.append("train.cache_implementation=quantized needs it: pip install optimum-quanto, or leave it out")
     if args.device.type == "cpu":
+        if cache.startswith("offloaded"):
+            lacking.append(f"train.cache_implementation={cache} needs a GPU to take it from, and this runs on a CPU")
         if args.entropy_engine == "triton" and not _interprets_triton():
             lacking.append("entropy.engine: triton needs a GPU, and this runs on a CPU; auto or torch run anywhere")
+        if args.use_transformers_continuous_batching and not args.use_vllm:
+            name = "use_transformers_" + ("paged" if args.use_transformers_paged else "continuous_batching")
+            lacking.append(f"train.{name} needs a GPU: on a CPU it does not come to an end; set it to false")
         if args.fp16:
             lacking.append("train.fp16 needs a GPU, and this runs on a CPU; set it to false")
     if lacking and (skipped is None or experiment.train.get("use_cpu")):
         raise ValueError(lacking[0])
     (skipped if skipped is not None else []).extend(lacking)
+
+
+def _check_loading(args: Any) -> None:
+    """Whether options for data loading, compilation and batching are ones that their libraries take."""
+    from accelerate.utils import DynamoBackend
+    from torch.utils.data import DataLoader, TensorDataset
+    from transformers.generation.configuration_utils import ContinuousBatchingConfig
+
+    accelerator = args.accelerator_config
+    if accelerator.split_batches:
+        raise ValueError(
+            "train.accelerator_config: split_batches=true would make each batch another than "
+            "train.per_device_train_batch_size says; leave it out"
+        )
+    if (accelerator.gradient_accumulation_kwargs or {}).get("num_steps"):
+        raise ValueError(
+            "train.accelerator_config: num_steps is set by train.gradient_accumulation_steps; leave it out"
+        )
+    options = {name: getattr(args, f"dataloader_{name}") for name in LOADING}
+    try:
+        DataLoader(TensorDataset(), **options)
+    except ValueError as error:
+        given = ", ".join(f"train.dataloader_{name}={value}" for name, value in options.items() if value)
+        raise ValueError(f"{given}: {_first_line(error)}") from error
+    if args.torch_compile_backend and args.torch_compile_backend.upper() not in DynamoBackend.list():
+        known = ", ".join(one.lower() for one in DynamoBackend.list())
+        raise ValueError(f"train.torch_compile_backend: expected one of {known}, got {args.torch_compile_backend!r}")
+    try:
+        ContinuousBatchingConfig(**(args.transformers_continuous_batching_config or {}))
+    except Exception as error:  # TypeError, ValueError
+        raise ValueError(f"train.transformers_continuous_batching_config: {_first_line(error)}") from error
+
+
+def _is_offline() -> bool:
+    """Whether the user keeps the Hugging Face libraries offline; a dry run does so itself (``from_cache_only``)."""
+    flags = (os.environ.get(name, "") for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"))
+    return any(flag.upper() in ("1", "ON", "YES", "TRUE") for flag in flags)
 
 
 def _interprets_triton() -> bool:

@@ -37,6 +37,7 @@ class Ranges:
         | Literal["hybrid_chunked", "offloaded_hybrid", "offloaded_hybrid_chunked"]
         | None
     )
+    torch_compile_mode: Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"] | None
     # numbers
     seed: Seed
     data_seed: Seed | None
@@ -58,6 +59,7 @@ class Ranges:
     adam_beta2: Decay
     adam_epsilon: Positive
     max_grad_norm: NonNegative
+    neftune_noise_alpha: Positive | None
     logging_steps: NonNegative
     save_steps: Positive
     save_total_limit: Count | None

@@ -21,6 +21,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from aent.cli import UsersCodeError
 from aent.names import suggest
 
 from . import mathematics
@@ -139,10 +140,11 @@ def score_completions(
 
     Raises:
         ValueError: anything else, as in training (``finite.check_rewards``); the message shows prompt and completion.
+        UsersCodeError: the reward raised an error; the message names it and its line.
     """
     from .finite import check_rewards
 
-    faults: list[str] = []
+    faults: list[Any] = []
     checked = check_rewards(reward, getattr(reward, "__name__", type(reward).__name__), faults.append)
     given = checked(
         prompts=[row["prompt"] for row in rows],
@@ -157,6 +159,8 @@ def score_completions(
         **{key: [row[key] for row in rows] for key in rows[0] if key != "prompt"},
     )
     values = asyncio.run(given) if inspect.iscoroutine(given) else given
+    if faults and isinstance(faults[0], UsersCodeError):
+        raise faults[0]
     if faults:
         raise ValueError(f"{faults[0]}: expected one finite number, or None, per completion")
     return [None if value is None else float(value) for value in values]

@@ -24,6 +24,7 @@ from transformers import TrainerCallback, TrainerState
 from transformers.trainer_utils import IntervalStrategy, TrainOutput, rotate_checkpoints
 from transformers.utils import logging
 
+from aent.cli import UsersCodeError
 from aent_llm import checkpoint
 from aent_llm.finite import NonFiniteError, are_finite, check_rewards
 from aent_llm.shaped import ShapedGRPOTrainer
@@ -38,17 +39,12 @@ class SafeGRPOTrainer(ShapedGRPOTrainer):
     """``ShapedGRPOTrainer`` with finite checks, sealed checkpoints and a stop by signal."""
 
     def __init__(self, model: Any, reward_funcs: Any, args: Any, **options: Any):
-        if args.enable_jit_checkpoint:
-            raise ValueError(
-                "enable_jit_checkpoint=True saves in the middle of a step, which cannot be resumed. Leave it out: "
-                "`aent_llm train` saves on SIGTERM by itself, a script does with aent_llm.signals.handled()"
-            )
         super().__init__(model, reward_funcs, args=args, **options)
         self.stop = Stop()  # replaced by what ``signals.handled`` gives
         self._stop_number = 0  # the signal that all ranks have agreed on
         self._kept: dict[str, Any] = {}  # what the checkpoint to go on from keeps
         self._saving = False
-        self._faults: list[str] = []  # of the rewards of this rollout
+        self._faults: list[Any] = []  # of the rewards of this rollout
         self.reward_funcs = [
             one if isinstance(one, torch.nn.Module) else check_rewards(one, name, self._faults.append)
             for one, name in zip(self.reward_funcs, self.reward_func_names, strict=True)
@@ -132,12 +128,22 @@ class SafeGRPOTrainer(ShapedGRPOTrainer):
         bad = rewards.isinf() | (rewards.isnan() & torch.tensor(modules, device=rewards.device))
         if bool(bad.any()):
             row, column = bad.nonzero()[0].tolist()
-            fault = f"the reward {self.reward_func_names[column]!r} returned no finite number for completion {row}"
+            name = self.reward_func_names[column]
+            fault = (self._faults or [f"the reward {name!r} returned no finite number for completion {row}"])[0]
+            if isinstance(fault, UsersCodeError):
+                raise self._broken_off(fault) from fault.__cause__
             raise ValueError(
-                f"step {self.state.global_step + 1}: {(self._faults or [fault])[0]}. Expected is one finite number for "
-                "each completion, or None, which leaves it out"
+                f"step {self.state.global_step + 1}: {fault}. Expected is one finite number for each completion, or "
+                "None, which leaves it out"
             )
         return rewards
+
+    def _broken_off(self, fault: UsersCodeError) -> UsersCodeError:
+        last, _ = checkpoint.last_complete(str(self.args.output_dir))
+        return UsersCodeError(
+            f"step {self.state.global_step + 1}: {fault}. The weights were not updated. Last complete checkpoint: "
+            f"{last or 'none'}; once this is mended, the run can be resumed"
+        )
 
     # ---------------------------------------------------------------------------------------------------------- keep
 

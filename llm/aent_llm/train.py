@@ -20,7 +20,9 @@ import logging
 import os
 import sys
 import time
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from aent.cli import Parser
@@ -28,12 +30,13 @@ from aent.files import check_writable, write_atomically
 from aent.runs import Run, changes, locked, read_run
 from aent_llm import signals
 from aent_llm.checkpoint import (
+    SET_BY_TRAINER,
     check_settings,
-    dataset_digest,
     may_change,
     read_checked,
     read_seal,
     sealed,
+    settings,
     write_checked,
 )
 from aent_llm.experiment import Experiment, load_experiment, overridden, parse_experiment, reference
@@ -103,15 +106,17 @@ def dry_run(experiment: Experiment, processes: int, output: Path | None = None, 
     skipped: list[str] = []
     changed = {}
     if not is_available() and not experiment.train.get("use_cpu") and experiment.train.get("bf16") is not False:
-        changed = {"use_cpu": True, "bf16": False}  # else refused by transformers on this machine
+        changed = {"use_cpu": True, "bf16": False, "tf32": None}  # else refused by transformers on this machine
         skipped.append("bfloat16 on a GPU: this machine has none")
     experiment.batch(processes)
     whole = experiment.of_train("per_device_train_batch_size") * processes  # one process that does what all would
     with from_cache_only():
         args = experiment.training_arguments("runs/dry", per_device_train_batch_size=whole, **changed)
         parts = prepare(experiment, args, processes=processes, skipped=skipped)
-    if output is not None and resume and parts.problems is not None:
-        _check_checkpoint(output, processes, args.max_steps, parts)
+    if output is not None and resume:
+        own = {"per_device_train_batch_size": experiment.of_train("per_device_train_batch_size"), "ranks": processes}
+        _check_checkpoint(output, args, parts, own, not_compared=changed)
+    _tell(parts.notes)
     show(experiment.plan(processes))
     if experiment.paper:
         show({"paper": experiment.paper})
@@ -155,7 +160,9 @@ def _train(experiment: Experiment, output: Path, resume: bool, stop: signals.Sto
         args = experiment.training_arguments(output)
         parts = prepare(experiment, args, processes=args.world_size)
         if resume:
-            _check_checkpoint(output, args.world_size, args.max_steps, parts)
+            _check_checkpoint(output, args, parts)
+        if _is_main_process():
+            _tell(parts.notes)
         model = load_model(experiment, parts.source)
         if _is_main_process():
             _show_log()
@@ -361,15 +368,31 @@ def _open_run(experiment: Experiment, output: Path, seed: int, resume: bool) -> 
     return Run.restart(output, _config(experiment), seed)
 
 
-def _check_checkpoint(output: Path, ranks: int, max_steps: int, parts: Parts) -> None:
-    """Refuse before the model is loaded what the newest checkpoint and this launch do not agree on."""
+def _tell(notes: list[str]) -> None:
+    for note in notes:
+        print(f"aent_llm train: {note}", file=sys.stderr)
+
+
+def _check_checkpoint(
+    output: Path,
+    args: Any,
+    parts: Parts,
+    own: Mapping[str, Any] = MappingProxyType({}),
+    not_compared: Iterable[str] = (),
+) -> None:
+    """Refuse before the model is loaded what the newest checkpoint and this launch do not agree on.
+
+    A dry run has ``own`` values for what its arguments do not say, and settings that are ``not_compared``.
+    """
     for folder in sealed(output):
         try:
             saved = read_seal(folder)["state"]["settings"]
         except ValueError:
             continue  # damaged: an earlier one will be used
-        given = {"ranks": ranks, "max_steps": max_steps, "dataset": dataset_digest(parts.problems)}
-        check_settings(folder, saved, given)
+        names = [function.__name__ for function in parts.rewards]
+        given = {**settings(args, rewards=names, dataset=parts.problems), **own}
+        left_out = {*SET_BY_TRAINER, *not_compared, *(["dataset"] if parts.problems is None else [])}
+        check_settings(folder, saved, {key: value for key, value in given.items() if key not in left_out})
         return
 
 
@@ -422,3 +445,9 @@ def _parser() -> Parser:
         "--settings", nargs="?", const=True, metavar="WORD", help="describe every setting, or those with WORD, and stop"
     )
     return parser
+
+
+if __name__ == "__main__":
+    from aent_llm.__main__ import command
+
+    raise SystemExit(command("train"))

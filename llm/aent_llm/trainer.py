@@ -20,6 +20,7 @@ import contextlib
 import math
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from transformers import TrainerCallback
 from transformers.trainer_utils import IntervalStrategy
@@ -28,11 +29,12 @@ from trl.trainer.utils import create_model_from_path
 
 from aent.controllers import State
 from aent.entropy import DropLowest, Full, TopK, Tsallis, support_weights
+from aent.shaping import Shaping, Tokens
 from aent_llm import agreement, sampler
 from aent_llm import config as configs
 from aent_llm.config import AEntGRPOConfig
 from aent_llm.diagnostics import Alarms, band, metrics, token_sums
-from aent_llm.finite import NonFiniteError
+from aent_llm.finite import NonFiniteError, blamed
 from aent_llm.model_head import EntropyOutput, add_entropy_head
 from aent_llm.safe import SafeGRPOTrainer
 from aent_llm.shaped import PolicyLoss, completion
@@ -76,8 +78,11 @@ class AEntGRPOTrainer(SafeGRPOTrainer):
         self.control_state = self.controller.init()
         clamp = Full() if isinstance(self.support, Tsallis) else self.support  # another entropy, not a clamped one
         self.alarms = Alarms(self.controller, clamp)
-        check_kept_tokens(self.support, self.model.get_output_embeddings().weight.shape[0])
+        vocabulary = self.model.get_output_embeddings().weight.shape[0]
+        check_kept_tokens(self.support, vocabulary)
+        check_controller(self.controller, vocabulary)
         self._check_shaping()
+        check_shaping(self.shaping, self.control_state.coefficient)
         self._add_heads()
         self._tokenless = agreement.check(self, policy=self._base_model())
         if self.use_vllm:
@@ -179,7 +184,11 @@ class AEntGRPOTrainer(SafeGRPOTrainer):
         if not tokens:
             return
         state = self.control_state
-        moved = self.controller.update(state, max(total / tokens, 0.0))
+        try:
+            moved = self.controller.update(state, max(total / tokens, 0.0))
+        except Exception as error:  # whatever a rule of the user's may raise, or the answer NaN
+            fault = blamed(f"the controller {type(self.controller).__name__}", error)
+            raise self._broken_off(fault) from fault.__cause__
         held = State(state.coefficient, moved.step, state.memory)
         self.control_state = held if state.step < self.args.entropy_warmup_steps else moved
 
@@ -295,7 +304,8 @@ def check_kept_tokens(support: Any, vocabulary: int) -> None:
             "tokens: nothing would be cut. Give a larger share, or take the support full"
         )
     try:
-        support_weights(torch.linspace(-1.0, 1.0, 2 * vocabulary).view(2, vocabulary), support)
+        steepness = torch.tensor([[0.1], [0.5], [1.0], [2.0], [4.0]])  # from nearly flat to p = .92 for the first token
+        weights = support_weights(-steepness * torch.arange(1.0, vocabulary + 1).log(), support)
     except ValueError:
         raise
     except Exception as error:  # whatever a rule of the user's may raise
@@ -303,9 +313,65 @@ def check_kept_tokens(support: Any, vocabulary: int) -> None:
             f"{support}: weights(logits) failed on a torch tensor ({type(error).__name__}: {error}); use the functions "
             "of array_api_compat.array_namespace(logits), which serve numpy and torch alike"
         ) from error
-    kept = support.kept(vocabulary) if hasattr(support, "kept") else 2
+    kept = support.kept(vocabulary) if hasattr(support, "kept") else int((weights > 0).sum(-1).max())
     if kept < 2:
         raise ValueError(f"{support} keeps {kept} of {vocabulary} tokens: its entropy is 0. Keep 2 or more")
+
+
+def check_controller(rule: Any, vocabulary: int) -> None:
+    """Refuse a rule that does not answer entropies with one finite coefficient, tried from log(vocabulary) down to 0.
+
+    Raises:
+        ValueError: what the rule answered or raised, and the entropy it was given.
+    """
+    given = "its start"
+    try:
+        state = _one_number(rule.init())
+        for entropy in (math.log(vocabulary), 0.5 * math.log(vocabulary), 0.0):
+            given = f"an entropy of {entropy:.3g} nats"
+            state = _one_number(rule.update(state, entropy))
+    except Exception as error:  # whatever a rule of the user's may raise
+        kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+        raise ValueError(f"{type(rule).__name__} failed on {given} ({kind}{error})") from error
+
+
+def check_shaping(rule: Shaping, coefficient: float) -> None:
+    """Refuse a rule that does not answer two responses of three tokens with a finite weight for each.
+
+    Raises:
+        ValueError: what the rule answered or raised.
+    """
+    log_probs, row = -torch.linspace(0.5, 1.5, 6).view(2, 3), torch.tensor([1.0, 0.5])
+    tokens = Tokens(
+        log_probs=log_probs,
+        old_log_probs=log_probs,
+        advantages=torch.tensor([[1.0], [-1.0]]),
+        mask=torch.ones_like(log_probs),
+        entropy=-log_probs,
+        old_entropy=-log_probs,
+        support_entropy=-log_probs,
+        kept=torch.full_like(log_probs, 10.0),
+        solved=row,
+        reference_log_probs=log_probs if "reference_log_probs" in rule.needs else None,
+        uniforms=torch.full_like(log_probs, 0.5) if "uniforms" in rule.needs else None,
+    )
+    name = type(rule).__name__
+    try:
+        weights = rule(tokens, coefficient)
+        found = {"policy": weights.policy, "bonus": weights.bonus}
+        bad = [one for one, value in found.items() if value.shape != (2, 3) or not bool(torch.isfinite(value).all())]
+    except Exception as error:  # whatever a rule of the user's may raise
+        raise ValueError(f"{name} failed on two responses of three tokens ({type(error).__name__}: {error})") from error
+    if bad:
+        raise ValueError(f"{name}: expected a finite weight for each of 2 x 3 tokens ({bad[0]}), got {found[bad[0]]!r}")
+
+
+def _one_number(state: Any) -> State:
+    """The state as a checkpoint gives it back, whose coefficient a trainer can use."""
+    found = State.from_dict(state.to_dict())
+    if np.ndim(found.coefficient):
+        raise ValueError(f"a trainer has one coefficient, got {found.coefficient!r}")
+    return found
 
 
 def _engine(model: Any, args: AEntGRPOConfig) -> Any:

@@ -655,6 +655,12 @@ def test_bad_saved_states_are_refused():
         State.from_dict({"coefficient": 1.0, "lambda": 2.0})
     with pytest.raises(ValueError, match="missing"):
         State.from_dict({"step": 1})
+    for bad in ({"coefficient": math.nan}, {"coefficient": [0.1, math.inf]}, {"coefficient": 0.1, "memory": math.nan}):
+        with pytest.raises(ValueError, match=r"State\.(coefficient|memory): expected finite numbers, got "):
+            State.from_dict(bad)
+    for step in (-1, 2.5):
+        with pytest.raises(ValueError, match=r"State\.step: expected a whole number of updates >= 0"):
+            State.from_dict({"coefficient": 0.1, "step": step})
 
 
 @pytest.mark.parametrize("rule", [*CLOSED_LOOP, *OTHERS], ids=name)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -16,8 +17,10 @@ import pytest
 
 import small
 from aent import cli
-from aent_llm import leaderboard, study
-from aent_llm.__main__ import main
+from aent.controllers import Controller
+from aent.shaping import Shaping
+from aent_llm import leaderboard, signals, study
+from aent_llm.__main__ import COMMANDS, main
 
 HERE = Path(__file__).parent
 PROBLEMS = 12
@@ -110,6 +113,11 @@ FILES = {
     "->   beta: 1e31\n": "train.beta: expected a number of at least 0, got 1e+31; that overflows",
     "-> evaluation:\n  data: {source: DATA}\n  samples: \"4x\"\n": "line 18: evaluation.samples: expected a whole",
     "-> evaluation: [1]\n": "evaluation: expected a block of keys, or null, got [1]",
+    # what no run heeds
+    "->   eval_steps: 5\n": "line 16: train.eval_steps has no effect: nothing is evaluated while training; the block",
+    "->   do_train: false\n": "line 16: train.do_train: expected true, got false",
+    "->   accelerator_config: nofile.json\n": "line 16: train.accelerator_config: expected a block of settings, or a J",
+    "->   optim_args: foo\n": "line 16: train.optim_args: expected name=value, or several with commas between them, g",
 }  # fmt: skip
 
 SETS = {
@@ -160,6 +168,34 @@ SETS = {
     "train.per_device_train_batch_size=1000000000": "more than 2,147,483,648 tokens, which no process holds",
     "train.gradient_accumulation_steps=100000000": "more than 2,147,483,648 tokens, which no process holds",
     "train.generation_batch_size=12": "train.generation_batch_size=12 is not a multiple of the 8 completions",
+    # what was refused once the model was loaded, or named another key
+    "train.eval_on_start=true": "--set train.eval_on_start has no effect: nothing is evaluated while training",
+    "train.do_predict=true": "--set train.do_predict has no effect",
+    "train.load_best_model_at_end=true": "--set train.load_best_model_at_end has no effect",
+    "train.label_smoothing_factor=0.1": "train.label_smoothing_factor has no effect: there are no labels here",
+    "train.data_seed=3": "train.data_seed has no effect: train.seed gives the order",
+    "train.fsdp=full_shard": "train.fsdp shards over several processes, and this is one",
+    "train.fsdp_config=nofile.json": "got 'nofile.json': it cannot be read (No such file or directory)",
+    "train.deepspeed=nofile.json": "--set train.deepspeed: expected a block of settings, or a JSON file with one",
+    "train.deepspeed=DATA": "data.jsonl': no JSON",
+    "train.gradient_checkpointing_kwargs=x": "train.gradient_checkpointing_kwargs: expected a block of settings, got ",
+    "train.push_to_hub=true": "train.push_to_hub needs the hub, and HF_HUB_OFFLINE is set: unset it",
+    "train={log_completions: true, log_completions_hub_repo: a/b, use_cpu: true}": "train.log_completions_hub_repo nee",
+    "train.cache_implementation=offloaded": "train.cache_implementation=offloaded needs a GPU to take it from",
+    "train.cache_implementation=quantized": "train.cache_implementation=quantized needs it: pip install optimum-qua",
+    "train.use_transformers_paged=true": "train.use_transformers_paged needs a GPU: on a CPU it does not come to",
+    "train.transformers_continuous_batching_config={x: 1}": "train.transformers_continuous_batching_config: Continuous",
+    "train.enable_jit_checkpoint=true": "enable_jit_checkpoint=True saves in the middle of a step",
+    "train.torch_compile_backend=nope": "train.torch_compile_backend: expected one of no, eager",
+    "train.torch_compile_mode=nope": "train.torch_compile_mode: expected default, reduce-overhead",
+    "train.neftune_noise_alpha=-1": "train.neftune_noise_alpha: expected a number above 0, or null, got -1",
+    "train.dataloader_persistent_workers=true": "train.dataloader_persistent_workers=True: persistent_workers option n",
+    "train.accelerator_config={split_batches: true}": "train.accelerator_config: split_batches=true would make each ba",
+    "entropy.controller=mine:NotANumber": "entropy.controller: NotANumber failed on an entropy of 4.11 nats (NotANumb",
+    "entropy.controller=mine:Raises": "entropy.controller: Raises failed on an entropy of 4.11 nats (KeyError: 'mine')",
+    "entropy.support=mine:Nothing": "entropy.support: Nothing() keeps 0 of 61 tokens: its entropy is 0",
+    "entropy.support=mine:Majority": "entropy.support: Majority() keeps 1 of 61 tokens: its entropy is 0",
+    "entropy.shaping=mine:Infinite": "entropy.shaping: Infinite: expected a finite weight for each of 2 x 3 tokens (po",
     # what only model, tokenizer and data together can tell
     "entropy.engine=triton": "entropy.engine: triton needs a GPU",
     "entropy.support={type: top_k, k: 62}": "entropy.support: k=62 of the top_k support is more than the vocabulary",
@@ -196,6 +232,90 @@ OPTIONS = {
 }
 
 
+RULES = """
+from dataclasses import dataclass
+from math import inf, nan
+
+from aent.controllers import Controller, State
+from aent.shaping import Shaping
+
+
+class Starts(Controller):
+    def init(self):
+        return State(0.1)
+
+
+@dataclass(frozen=True)
+class NotANumber(Starts):
+    def _rule(self, state, measured):
+        return nan, None
+
+
+@dataclass(frozen=True)
+class Raises(Starts):
+    def _rule(self, state, measured):
+        return {}["mine"], None
+
+
+@dataclass(frozen=True)
+class Nothing:
+    def weights(self, logits):
+        return 0 * logits
+
+
+@dataclass(frozen=True)
+class Majority:
+    def weights(self, logits):
+        return 1.0 * (logits.softmax(-1) > 0.5) if hasattr(logits, "softmax") else 1.0 * (logits > 0)
+
+
+@dataclass(frozen=True)
+class Likely:
+    def weights(self, logits):
+        return 1.0 * (logits.softmax(-1) > 0.1) if hasattr(logits, "softmax") else 1.0 * (logits > 0)
+
+
+@dataclass(frozen=True)
+class Infinite(Shaping):
+    def policy(self, tokens, coefficient):
+        return tokens.advantages * inf
+"""
+
+# What another setting of the run switches off: said in one line, here as after "aent_llm train: "
+RESTS = {
+    "train.ref_model_sync_steps=3 train.ref_model_mixup_alpha=0.5": "train.ref_model_sync_steps, "
+    "train.ref_model_mixup_alpha have no effect: it needs train.sync_ref_model=true",
+    "train.lr_scheduler_type=constant train.lr_scheduler_kwargs={a:1}": "train.lr_scheduler_kwargs has no effect: the "
+    "schedule (train.lr_scheduler_type) takes no options",
+    "train.lr_scheduler_type=constant train.warmup_steps=1": "train.warmup_steps has no effect: the schedule "
+    "'constant' has no warm-up; 'constant_with_warmup' has one",
+    "train.deepspeed={}": "train.deepspeed has no effect: it is an empty block",
+    "train.fsdp_config={a:1}": "train.fsdp_config has no effect: it needs train.fsdp=true",
+    "train.num_train_epochs=2": "train.num_train_epochs has no effect: train.max_steps ends the run",
+    "train.optim_args=a=1": "train.optim_args has no effect: the optimiser (train.optim) does not take it",
+    "train.optim=sgd train.adam_beta1=0.5 train.optim_args=momentum=0.5": "train.adam_beta1 has no effect: the "
+    "optimiser (train.optim) does not take it",
+    "train.vllm_mode=server": "train.vllm_mode has no effect: it needs train.use_vllm=true",
+    "train.hub_token=secret": "train.hub_token has no effect: it needs train.push_to_hub=true",
+    "train.epsilon=0.3": "train.epsilon has no effect: the only update of each rollout has the ratio 1, which nothing "
+    "clips; see train.steps_per_generation",
+    "train.warmup_steps=1": "train.warmup_steps has no end within the run: train.learning_rate is never reached",
+    "train.max_steps=-1 train.num_train_epochs=1 train.warmup_steps=6": "train.warmup_steps has no end within the run: "
+    "train.learning_rate is never reached",  # 12 problems, 2 for each of 6 steps
+    "entropy.warmup_steps=1 entropy.controller={type:spring,strength:0.1}": "entropy.warmup_steps has no effect: the "
+    "run has no more rollouts than that, so that entropy.controller never moves the coefficient",
+    "entropy.warmup_steps=1 train.max_steps=2": "entropy.warmup_steps has no effect: entropy.controller never moves "
+    "the coefficient",
+}  # fmt: skip
+HEEDED = [  # here something is the other way round, or a setting has its default
+    "train.do_train=true", "train.do_eval=false", "train.eval_strategy=no", "train.per_device_eval_batch_size=8",
+    "train.sync_ref_model=true train.beta=0.1 train.ref_model_sync_steps=3",
+    "train.lr_scheduler_type=polynomial train.lr_scheduler_kwargs={power:2} train.max_steps=2 train.warmup_steps=1",
+    "train.optim=sgd train.optim_args=momentum=0.5", "train.adam_beta1=0.5", "train.epsilon=0.3 train.num_iterations=2",
+    "entropy.warmup_steps=1 entropy.controller={type:spring,strength:0.1} train.max_steps=2",
+    "train.max_steps=-1 train.num_train_epochs=1 train.warmup_steps=5", "entropy.support=mine:Likely",
+]  # fmt: skip
+
 LAUGHS = b"paper:\n  a0: &a0 [1]\n" + b"".join(
     b"  a%d: &a%d [%s]\n" % (i, i, b", ".join([b"*a%d" % (i - 1)] * 9)) for i in range(1, 9)
 )
@@ -209,11 +329,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "model" / "model.safetensors").unlink()
     rows = [{"prompt": prompt, "answer": "w2"} for prompt in small.prompts(PROBLEMS)["prompt"]]
     (folder / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "mine.py").write_text(RULES)
     return folder
 
 
 @pytest.fixture(autouse=True)
-def as_for_a_user(monkeypatch: pytest.MonkeyPatch) -> None:
+def as_for_a_user(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    monkeypatch.syspath_prepend(folder)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    for kind in (Controller, Shaping):
+        monkeypatch.setattr(kind, "registry", kind.registry.copy())  # which the classes of RULES enter
     monkeypatch.delenv("AENT_DEBUG", raising=False)
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)  # which lets the kernels of other tests run on a CPU
 
@@ -260,6 +385,41 @@ def test_a_mistake_in_the_file(change: str, folder: Path, tmp_path: Path, capsys
 def test_a_mistake_on_the_command_line(setting: str, folder: Path, tmp_path: Path, capsys) -> None:
     (tmp_path / "my.yaml").write_text(placed(FILE, folder))
     assert SETS[setting] in refused(capsys, tmp_path / "my.yaml", "--set", placed(setting, folder))
+
+
+def told(capsys: pytest.CaptureFixture[str], folder: Path, tmp_path: Path, settings: str) -> list[str]:
+    """What a dry run with these settings says on stderr."""
+    (tmp_path / "my.yaml").write_text(placed(FILE, folder))
+    options = [f"--set={one.replace(':', ': ') if one.endswith('}') else one}" for one in settings.split()]
+    assert main(["train", "--config", str(tmp_path / "my.yaml"), "--dry-run", *options]) == 0
+    return capsys.readouterr().err.splitlines()
+
+
+@pytest.mark.parametrize("settings", RESTS)
+def test_what_another_setting_switches_off_is_said(settings: str, folder: Path, tmp_path: Path, capsys) -> None:
+    assert told(capsys, folder, tmp_path, settings) == [f"aent_llm train: {RESTS[settings]}"]
+
+
+@pytest.mark.parametrize("settings", HEEDED)
+def test_what_is_heeded_or_left_at_its_default_is_not(settings: str, folder: Path, tmp_path: Path, capsys) -> None:
+    assert told(capsys, folder, tmp_path, settings) == []
+
+
+@pytest.mark.parametrize("module", [module for module, _ in COMMANDS.values()])
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules")
+def test_a_module_that_is_a_command_is_one(module: str, capsys, monkeypatch) -> None:
+    monkeypatch.setattr(signals, "whole_process", lambda command: command())  # which keeps the handlers of signals
+    monkeypatch.setattr(sys, "argv", [module, "--help"])
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_module(f"aent_llm.{module}", run_name="__main__")
+    assert stop.value.code == 0
+    assert "usage: python -m aent_llm " in capsys.readouterr().out
+
+
+def test_a_reference_that_is_the_model_without_its_adapter_is_not_moved(folder: Path, tmp_path: Path, capsys) -> None:
+    (tmp_path / "my.yaml").write_text(placed(FILE, folder) + "  sync_ref_model: true\n  beta: 0.1\n")
+    line = refused(capsys, tmp_path / "my.yaml", "--set", "model.lora={r: 2, target_modules: [q_proj]}")
+    assert "train.sync_ref_model: with model.lora the reference is the model without its adapter" in line
 
 
 @pytest.mark.parametrize("options", OPTIONS)

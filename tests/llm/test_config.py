@@ -1,6 +1,7 @@
 """The entropy block of a config: what it accepts, what it refuses and says."""
 
 import json
+import warnings
 
 import pytest
 from hypothesis import given
@@ -163,6 +164,17 @@ def test_checkpoints_inside_a_phase_are_warned_of() -> None:
         config(**phase, save_strategy="steps", save_steps=6)
 
 
+def test_a_share_of_all_steps_is_compared_with_the_phase_as_steps() -> None:
+    """0.5 was taken for a number of steps, which no phase divides."""
+    share = {"num_iterations": 4, "save_strategy": "steps", "save_steps": 0.5}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        config(**share, max_steps=8)  # every 4
+        config(**share)  # of epochs, whose length is not known yet
+    with pytest.warns(UserWarning, match="save_steps=6 falls inside a rollout phase of 4"):
+        config(**share, max_steps=12)
+
+
 def test_the_warm_up_is_given_once() -> None:
     with pytest.raises(ValueError, match="warm-up once"):
         config(entropy_controller={"type": "band", **BAND, "warmup_steps": 3}, entropy_warmup_steps=3)
@@ -258,6 +270,7 @@ def test_text_is_a_number_only_where_yaml_1_1_made_it_text() -> None:
         ({"entropy_support": "[" * 100_000}, "entropy_support=.*: nested too deeply"),
         ({"reward_weights": [0.0, 0]}, "reward_weights=.*: no reward has a weight"),
         ({"reward_weights": [1e31]}, "reward_weights: expected a list"),
+        ({"mask_truncated_completions": True, "max_completion_length": 1}, "nothing would be learnt. Give more tokens"),
         ({"max_steps": 10**30}, "max_steps: expected a whole number of at least -1, got .*; that overflows"),
     ],
 )

@@ -1,6 +1,7 @@
 """Experiment files: what they hold reaches the classes that use it, and nothing is ignored in silence."""
 
 import dataclasses
+import fnmatch
 import re
 import socket
 from pathlib import Path
@@ -8,9 +9,11 @@ from pathlib import Path
 import datasets
 import huggingface_hub
 import pytest
+import torch
 import yaml
 from trl.trainer.grpo_config import GRPOConfig
 
+import small
 from aent.controllers import Band, Constant, Spring
 from aent.entropy import DropLowest, Full, Nucleus
 from aent.methods import METHODS
@@ -20,8 +23,9 @@ from aent_llm.__main__ import main
 from aent_llm.config import AEntGRPOConfig
 from aent_llm.data import DataConfig
 from aent_llm.evaluate import EvalConfig
-from aent_llm.experiment import ModelConfig, load_experiment, parse_experiment
+from aent_llm.experiment import NOT_SET_HERE, ModelConfig, load_experiment, parse_experiment
 from aent_llm.tiny import TinySpec
+from aent_llm.unheeded import TABLE, Planned, unheeded
 
 RAW = {
     "model": {"source": "tiny"},
@@ -268,6 +272,73 @@ def test_the_reference_may_be_narrowed_to_a_word(capsys) -> None:
     assert "## data" not in headings
     assert main(["train", "--settings", "learnin_rate"]) == 2
     assert "no setting has this in its name or meaning; did you mean 'learning_rate'" in capsys.readouterr().err
+
+
+# Fields that always do something, or that are refused where they do not.
+HEEDED = """
+accelerator_config adam_* auto_find_batch_size beta bf16 cast_lm_head_to_fp32 chat_template_kwargs correct_reward
+dataloader_multiprocessing_context dataloader_num_workers dataloader_persistent_workers dataloader_pin_memory
+dataloader_prefetch_factor ddp_* debug deepspeed delta disable_dropout do_train enable_jit_checkpoint entropy_coef
+entropy_diagnostics entropy_engine entropy_method entropy_shaping entropy_support entropy_tile_bytes epsilon_high fp16
+fsdp full_determinism generation_batch_size generation_kwargs gradient_accumulation_steps gradient_checkpointing
+ignore_data_skip importance_sampling_level learning_rate log_completions log_completions_hub_repo log_level
+log_level_replica log_on_each_node logging_first_step logging_strategy loss_type lr_scheduler_type
+mask_truncated_completions max_completion_length max_grad_norm max_steps min_p multi_objective_aggregation
+neftune_noise_alpha num_generations num_iterations off_policy_mask_threshold optim pad_to_multiple_of
+per_device_train_batch_size push_to_hub remove_unused_columns repetition_penalty report_to
+restore_callback_states_from_checkpoint reward_weights router_aux_loss_coef save_on_each_node save_only_model
+save_strategy save_total_limit scale_rewards seed shuffle_dataset skip_memory_metrics steps_per_generation
+sync_ref_model temperature tf32 top_entropy_quantile top_k top_p torch_compile torch_compile_* torch_empty_cache_steps
+use_adaptive_entropy use_cache use_cpu use_liger_kernel use_vllm vllm_importance_sampling_correction weight_decay
+"""
+
+
+def test_of_every_setting_it_is_known_whether_it_is_heeded() -> None:
+    """A new version of TRL with a new field ends here: it goes into the table of ``unheeded.py``, or above."""
+    fields = {one.name for one in dataclasses.fields(AEntGRPOConfig) if one.init} - set(NOT_SET_HERE)
+    patterns = [*(one for row in TABLE for one in row.settings.split()), *HEEDED.split()]
+    known = {name for name in fields for pattern in patterns if fnmatch.fnmatchcase(name, pattern)}
+    assert fields - known == set()
+    for pattern in patterns:
+        assert fnmatch.filter(fields, pattern), f"{pattern} is no setting any more"
+
+
+OF_NO_RUN = {
+    "do_eval": True, "do_predict": True, "eval_steps": 1, "eval_delay": 1, "eval_accumulation_steps": 1,
+    "per_device_eval_batch_size": 3, "num_generations_eval": 3, "prediction_loss_only": True,
+    "include_for_metrics": ["loss"], "batch_eval_metrics": True, "metric_for_best_model": "x",
+    "greater_is_better": True, "bf16_full_eval": True, "label_smoothing_factor": 0.5, "label_names": ["answer"],
+    "average_tokens_across_devices": False, "logging_nan_inf_filter": False, "length_column_name": "prompt",
+    "train_sampling_strategy": "sequential", "data_seed": 11, "dataloader_drop_last": True,
+    "include_num_input_tokens_seen": "all", "max_tool_calling_iterations": 0, "log_multimodal": False,
+}  # fmt: skip
+OF_THIS_RUN = {
+    "lr_scheduler_kwargs": {"x": 1}, "warmup_steps": 1, "adam_beta1": 0.5, "adam_epsilon": 0.1, "num_train_epochs": 1.0,
+    "ref_model_mixup_alpha": 0.1, "ref_model_sync_steps": 1, "use_bias_correction_kl": False, "epsilon": 0.01,
+    "epsilon_high": 0.01, "sapo_temperature_neg": 2.0, "vespo_k_pos": 1.0, "entropy_coef_delta": 1.0,
+    "entropy_target": 5.0, "gradient_checkpointing_kwargs": {"use_reentrant": True}, "fsdp_config": {"version": 1},
+    "ds3_gather_for_generation": False, "vllm_mode": "server", "vllm_importance_sampling_mode": "token_mask",
+    "sampler_tolerance": 1e-9, "save_steps": 1, "hub_strategy": "end", "hub_model_id": "a/b", "run_name": "x",
+    "project": "x", "log_unique_prompts": True, "num_completions_to_print": 1, "trust_remote_code": True,
+    "entropy_warmup_steps": 1, "liger_kernel_config": {"x": 1},
+}  # fmt: skip
+
+
+def test_what_is_said_to_have_no_effect_has_none(tmp_path) -> None:
+    """All of them together change no weight in two steps; one that has an effect does."""
+    plain = {"max_steps": 2, "entropy_controller": 0.1, "logging_strategy": "no"}
+    changes = {"plain": {}, "no run": OF_NO_RUN, "this run": {**OF_THIS_RUN, "logging_steps": 7}, "other": {"seed": 5}}
+    found = {}
+    for name, changed in changes.items():
+        one = small.trainer(tmp_path / name, **{**plain, **changed})
+        one.train()
+        found[name] = small.weights(one)
+        args = one.args
+        said = [setting for names, _ in unheeded(changed, Planned(args, 2, 2)) for setting in names]
+        assert {*said, *(setting for names, _ in unheeded(changed) for setting in names)} == set(changed) - {"seed"}
+    assert torch.equal(found["no run"], found["plain"])
+    assert torch.equal(found["this run"], found["plain"])
+    assert not torch.equal(found["other"], found["plain"])
 
 
 def test_the_reference_names_every_setting_and_no_other(capsys) -> None:

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import small
+from aent.cli import UsersCodeError
 from aent.controllers import Controller, State
 from aent.entropy import Full, Support, TopK, Tsallis, entropy
 from aent_llm.calibrate import label
@@ -106,3 +107,21 @@ def test_a_coefficient_or_a_memory_that_is_no_number_stops_the_controller() -> N
         _Keeps().update(State(0.1), 0.5)
     with pytest.raises(ValueError, match=r"_Broken\(.*answered a measurement of 0\.5 nats with the coefficient nan"):
         _Broken().update(State(0.1), 0.5)
+
+
+@dataclass(frozen=True)
+class _Late(Controller):
+    """Answers what it is tried with before training (log 61 = 4.11 nats, half of it, 0), and nothing else."""
+
+    def init(self) -> State:
+        return State(0.1)
+
+    def _rule(self, state: State, measured: Any) -> tuple[Any, Any]:
+        return {4.11: 0.1, 2.06: 0.1, 0.0: 0.1}[round(float(measured), 2)], None
+
+
+def test_a_controller_that_fails_while_training_is_named_with_its_step(tmp_path: Path) -> None:
+    one = small.trainer(tmp_path, entropy_controller=_Late(), max_steps=2)
+    with pytest.raises(UsersCodeError, match=r"^step 1: the controller _Late \(.*, line \d+\) raised KeyError: 2"):
+        one.train()
+    assert one.state.global_step == 0

@@ -7,17 +7,20 @@ import json
 import math
 import multiprocessing
 import signal
+import sys
 import threading
 import time
+import traceback
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from aent.cli import UsersCodeError
 from aent_llm import mathematics, rewards, tiny
 from aent_llm.announcements import boxed_answer, final_answer, hash_answer
 from aent_llm.rewards import exact_match, is_correct, math_verify, parses, reward_function, score_completions
@@ -313,6 +316,35 @@ def test_a_reward_is_called_as_trl_calls_it() -> None:
         "completion_ids": [[1], [2, 3]],
         "answer": ["1", "2"],
     }
+
+
+def test_a_reward_that_raises_is_named_with_its_line() -> None:
+    def helper() -> None:
+        raise ZeroDivisionError
+
+    def mine(**_: Any) -> Any:
+        helper()
+
+    async def later(**_: Any) -> Any:
+        helper()
+
+    where = f"({__file__}, line {helper.__code__.co_firstlineno + 1}) raised ZeroDivisionError"
+    for reward in (mine, later):
+        with pytest.raises(UsersCodeError) as stopped:
+            scored(reward)
+        assert str(stopped.value) == f"the reward {reward.__name__!r} {where}"
+        frames = traceback.extract_tb(cast(Any, stopped.value.__cause__).__traceback__)
+        assert [frame.name for frame in frames] == [reward.__name__, "helper"]
+
+
+def test_a_reward_that_ends_the_process_does_not() -> None:
+    """``exit()`` would have ended a run with status 0."""
+
+    def mine(**_: Any) -> Any:
+        sys.exit()
+
+    with pytest.raises(UsersCodeError, match=r"raised SystemExit$"):
+        scored(mine)
 
 
 def test_an_async_reward_is_awaited() -> None:

@@ -215,6 +215,16 @@ def test_an_edit_of_the_config_that_makes_another_run_is_refused_by_name(run, ca
     assert named in refused(run, capsys)
 
 
+def test_an_edit_of_both_files_is_refused_before_anything_is_written(run, capsys) -> None:
+    """The copy in provenance.json says the same then; what the checkpoint was written with does not."""
+    edit(run, "train", learning_rate=0.5, weight_decay=0.1)
+    origin = json.loads((run / "provenance.json").read_text())
+    origin["config"]["train"] |= {"learning_rate": 0.5, "weight_decay": 0.1}
+    (run / "provenance.json").write_text(json.dumps(origin))
+    said = refused(run, capsys)
+    assert "(learning_rate: saved 0.01, given 0.5; weight_decay: saved 0.0, given 0.1)" in said
+
+
 def test_more_steps_take_effect_are_recorded_and_measured(run, capsys) -> None:
     """By --set or by hand; they were ignored, and the old result shown."""
     before = json.loads((run / "summary.json").read_text())
@@ -313,6 +323,38 @@ def test_nan_ends_a_run_with_one_line_and_status_1(parts, tmp_path, capsys) -> N
     *_, line = capsys.readouterr().err.splitlines()
     assert line.startswith("aent_llm train: NaN or infinity in the gradient")
     assert list((tmp_path / "run").glob("checkpoint-*")) == []
+
+
+def test_a_reward_that_raises_is_named_and_the_run_goes_on_once_it_is_mended(
+    parts, tmp_path, capsys, monkeypatch
+) -> None:
+    """It ended in a traceback through TRL that names neither the reward nor the step."""
+    real = small.even_words
+
+    def even_words(completions, trainer_state, **columns):
+        if trainer_state is not None and trainer_state.global_step == 2:
+            raise KeyError("mine")
+        return real(completions)
+
+    monkeypatch.delenv("AENT_DEBUG", raising=False)
+    monkeypatch.setattr(small, "even_words", even_words)
+    path, run = config(parts, tmp_path, max_steps=4, save_steps=1), tmp_path / "run"
+    assert main(["train", "--config", str(path), "--output", str(run)]) == 1
+    *_, trace, line = capsys.readouterr().err.partition("Traceback (most recent call last):")[1:]
+    *trace, line = line.splitlines()
+    number = even_words.__code__.co_firstlineno + 2
+    assert line == (
+        f"aent_llm train: step 3: the reward 'even_words' ({__file__}, line {number}) raised KeyError: 'mine'. The "
+        f"weights were not updated. Last complete checkpoint: {run / 'checkpoint-2'}; once this is mended, the run can "
+        "be resumed"
+    )
+    assert [text.strip() for text in trace if text.strip().startswith("File")] == [
+        f'File "{__file__}", line {number}, in even_words'
+    ]
+    assert sorted(metrics(run)) == [1, 2]
+    monkeypatch.setattr(small, "even_words", real)
+    assert main(["train", "--output", str(run), "--resume"]) == 0
+    assert sorted(metrics(run)) == [1, 2, 3, 4]
 
 
 # ----------------------------------------------------------------------------------------------------------- signals
