@@ -42,12 +42,12 @@ compare: .venv/.figures  ## the tuned comparison as a table
 	$(BIN)/python -m toymdp compare --scale $(SCALE)
 
 bench: .venv/.dev  ## speed of the batched learner against its peers and its floor
-	$(BIN)/python -m toymdp.bench
-	$(BIN)/python -m aent.bench
+	$(BIN)/python -m benchmarks.learner
+	$(BIN)/python -m benchmarks.selection
 
 bench-gpu: .venv/.dev  ## on one GPU, under 10 minutes: the fused head against its peers and its floor, an optimiser step
-	$(BIN)/python -m aent_llm.bench_gpu
-	$(BIN)/python -m aent_llm.bench_step --random-model --device cuda --rounds 5
+	$(BIN)/python -m benchmarks.head_gpu
+	$(BIN)/python -m benchmarks.step --random-model --device cuda --rounds 5
 
 test-gpu: .venv/.dev  ## on a GPU: the kernels compiled, in float32 and bfloat16, against their definition
 	$(BIN)/python -m pytest -n 4 tests/llm/test_kernels.py tests/llm/test_bench_head.py

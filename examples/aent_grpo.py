@@ -8,9 +8,9 @@ import torch
 from datasets import Dataset
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from aent_llm import tiny  # for the embedded model only
-from aent_llm.config import AEntGRPOConfig
-from aent_llm.trainer import AEntGRPOTrainer
+from aent_llm.data import tiny  # for the embedded model only
+from aent_llm.training.config import AEntGRPOConfig
+from aent_llm.training.trainer import AEntGRPOTrainer
 
 
 def sums(count: int, seed: int = 0) -> Dataset:

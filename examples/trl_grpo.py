@@ -9,7 +9,7 @@ from datasets import Dataset
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from trl import GRPOConfig, GRPOTrainer  # type: ignore
 
-from aent_llm import tiny  # for the embedded model only
+from aent_llm.data import tiny  # for the embedded model only
 
 
 def sums(count: int, seed: int = 0) -> Dataset:

@@ -52,7 +52,9 @@ def compute(scale: Scale, rng: np.random.Generator, progress: Progress = silent)
     progress(1, 1)
     own = found[found.stage == "compare"].reset_index(drop=True)
     if own.empty:
-        raise ValueError("the record holds no run of the stage 'compare': run `python -m aent_llm.study compare`")
+        raise ValueError(
+            "the record holds no run of the stage 'compare': run `python -m experiments.three_way compare`"
+        )
     return own
 
 

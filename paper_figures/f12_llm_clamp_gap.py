@@ -53,7 +53,7 @@ def compute(scale: Scale, rng: np.random.Generator, progress: Progress = silent)
     progress(1, 1)
     own = found[found.method.isin(CLAMPED)].reset_index(drop=True)
     if own.empty:
-        raise ValueError("the record holds no run with a clamped bonus: run `python -m aent_llm.study sweep`")
+        raise ValueError("the record holds no run with a clamped bonus: run `python -m experiments.three_way sweep`")
     return own.assign(gap=own.gap.abs())
 
 

@@ -54,7 +54,7 @@ def compute(scale: Scale, rng: np.random.Generator, progress: Progress = silent)
     progress(1, 1)
     own = found[((found.stage == "sweep") & (found.rule == "constant")) | (found.method == "none")]
     if not {"none", "full"} < set(own.method):
-        raise ValueError("the record lacks plain GRPO or the full bonus: run `python -m aent_llm.study sweep`")
+        raise ValueError("the record lacks plain GRPO or the full bonus: run `python -m experiments.three_way sweep`")
     return own.reset_index(drop=True)
 
 

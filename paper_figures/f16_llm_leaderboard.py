@@ -1,6 +1,6 @@
 """F16: every method of the field in GRPO on the embedded language model, at two values of its knob, and AEnt's parts.
 
-Drawn from committed runs (``records/llm_methods.jsonl``, made by ``python -m aent_llm.leaderboard``), the same at every
+Drawn from committed runs (``records/llm_methods.jsonl``, made by ``python -m experiments.all_methods``), the same at every
 scale and seed. Nothing was tuned, so nothing was selected: both values are shown. Judged is held-out accuracy after
 training by differences between runs of the same seed and their 95% Student interval, as in F11; the verdict also says
 which of them are left after Holm's correction for the number of comparisons.
@@ -66,7 +66,7 @@ def compute(scale: Scale, rng: np.random.Generator, progress: Progress = silent)
     return df.assign(first=[value == first[name] for name, value in zip(df.method, df.value, strict=True)])
 
 
-# The first value of every method whose first is not its smaller one (aent_llm.leaderboard.ARMS).
+# The first value of every method whose first is not its smaller one (experiments.all_methods.ARMS).
 FIRST = {"none": 3e-4, "entropy-advantage": 0.4, "aepo": 0.75}
 
 

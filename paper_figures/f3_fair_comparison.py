@@ -20,9 +20,9 @@ from paper_figures import style
 from paper_figures.scale import Frame, Progress, Scale, silent
 from paper_figures.verdicts import Verdict
 from toymdp.compare import Budget, Cell, best_setting, bootstrap_interval, evaluate, resolved, summarise, window
-from toymdp.learners import Learner
 from toymdp.methods import STRENGTHS
 from toymdp.methods import SUPPORTS as METHODS
+from toymdp.training.learners import Learner
 
 TITLE = "Tuned fairly, who wins where?"
 CLAIM = (

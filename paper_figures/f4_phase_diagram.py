@@ -22,10 +22,10 @@ from paper_figures import style
 from paper_figures.f6_bias import kept_sizes
 from paper_figures.scale import Frame, Progress, Scale, silent
 from paper_figures.verdicts import Verdict
-from toymdp.bounds import critical_coefficient
 from toymdp.families import Instance, token_tree
-from toymdp.learners import Learner, train
 from toymdp.mdp import soft_optimum
+from toymdp.theory.bounds import critical_coefficient
+from toymdp.training.learners import Learner, train
 
 TITLE = "Phase diagram of the bonus: coefficient against sparsity"
 CLAIM = """With a full entropy bonus in a large action space the solution is lost as optima get sparse; clamping keeps

@@ -21,10 +21,10 @@ from matplotlib.lines import Line2D
 from paper_figures import style
 from paper_figures.scale import Frame, Progress, Scale, silent
 from paper_figures.verdicts import Verdict
-from toymdp.attacks import Case, ascent, bandit, cases
-from toymdp.bounds import GRADIENT_L2, norm, value_span
 from toymdp.families import Instance, random_tree, token_tree
 from toymdp.mdp import TokenMDP, optimum, policy_gradient, response_entropy, softmax, value
+from toymdp.theory.attacks import Case, ascent, bandit, cases
+from toymdp.theory.bounds import GRADIENT_L2, norm, value_span
 
 TITLE = "Gradient norm against entropy: bound, sharp bound, no converse"
 CLAIM = """Prop. 1: the norm of the policy gradient is at most 2 R H, H the policy entropy, so a collapsed policy

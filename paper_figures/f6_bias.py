@@ -22,9 +22,9 @@ from scipy.special import logit
 from paper_figures import style
 from paper_figures.scale import Frame, Progress, Scale, silent
 from paper_figures.verdicts import Verdict
-from toymdp.bounds import published_bias, worst_case_bias, worst_case_distance
 from toymdp.families import OTHER, token_tree
 from toymdp.mdp import TokenMDP, log_responses, soft_optimum
+from toymdp.theory.bounds import published_bias, worst_case_bias, worst_case_distance
 
 TITLE = "Bias of the entropy bonus: measured gap, sharp worst case, published bound"
 CLAIM = """Prop. 2: an entropy bonus leaves a bias of up to λ (H log|A| − log|A*|), which grows with |A|; clamping

@@ -24,8 +24,8 @@ from aent.entropy import Full, Support, TopK
 from paper_figures import style
 from paper_figures.scale import Frame, Progress, Scale, silent
 from paper_figures.verdicts import Verdict
-from toymdp.learners import Learner, train
 from toymdp.suite import make
+from toymdp.training.learners import Learner, train
 
 TITLE = "Coefficient rules in closed loop"
 CLAIM = """An adaptive coefficient keeps the entropy in its band, where a constant one drifts, and keeps the policy

@@ -13,12 +13,12 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from aent.entropy import Full, TopK
+from benchmarks.learner import copy_bandwidth, our_step
 from paper_figures import style
 from paper_figures.scale import Frame, Progress, Scale, silent
 from paper_figures.verdicts import Verdict
-from toymdp.bench import copy_bandwidth, our_step
 from toymdp.families import token_tree
-from toymdp.learners import Learner
+from toymdp.training.learners import Learner
 
 TITLE = "How a training step scales"
 CLAIM = "A step costs what moving its logits costs: linear in actions and states, and free of |A| when lumped."

@@ -1,6 +1,6 @@
 """Committed records of language-model runs as tables, and the statistics that their figures share.
 
-``llm_tiny.jsonl`` is written by ``python -m aent_llm.study record``: provenance and config on the first line, then one
+``llm_tiny.jsonl`` is written by ``python -m experiments.three_way record``: provenance and config on the first line, then one
 line per run. It is read, never made: drawing needs no language model, and F10 to F13 are the same at every scale and
 seed. ``PAPER_FIGURES_LLM_RECORD`` names another file of the same kind.
 
@@ -53,7 +53,7 @@ def lines(path: Path | None = None) -> list[dict[str, Any]]:
     path = path or Path(os.environ.get(VARIABLE, RECORD))
     if not path.is_file():
         raise FileNotFoundError(
-            f"no record of language-model runs at {path}: make one with `python -m aent_llm.study sweep`, `compare` "
+            f"no record of language-model runs at {path}: make one with `python -m experiments.three_way sweep`, `compare` "
             f"and `record`, or name another file in {VARIABLE}"
         )
     found = []
@@ -65,7 +65,7 @@ def lines(path: Path | None = None) -> list[dict[str, Any]]:
         _check_run(found[-1], f"{path}, line {number}")
     runs = [line for line in found if "arm" in line]
     if not runs:
-        raise ValueError(f"{path} holds no finished run: run `python -m aent_llm.study sweep` first")
+        raise ValueError(f"{path} holds no finished run: run `python -m experiments.three_way sweep` first")
     return runs
 
 

@@ -32,8 +32,8 @@ ADDED = {  # start of a command -> what is added; the longest start that fits co
     "python -m toymdp list": "",
     "python -m toymdp verify": "--scale smoke",
     "python -m toymdp compare": "--scale smoke --steps 3 --jobs 1",
-    "python -m toymdp.bench": "--actions 100 --runs 2 --steps 3",
-    "python -m aent.bench": "--rows 2 --vocabulary 500",
+    "python -m benchmarks.learner": "--actions 100 --runs 2 --steps 3",
+    "python -m benchmarks.selection": "--rows 2 --vocabulary 500",
     "python -m paper_figures": "--scale smoke --only f1 --jobs 1",
     "python -m aent_llm train": "--dry-run",
     "python -m aent_llm train --config cpu_": SMALL_RUN,
@@ -41,20 +41,20 @@ ADDED = {  # start of a command -> what is added; the longest start that fits co
     "python -m aent_llm calibrate": "--data tiny --prompts 4 --samples 2 --max-tokens 4 --reward none",
     "python -m aent_llm compare": "",
     "python -m aent_llm configs": "",
-    "python -m aent_llm.bench": "--vocab 50 --tokens 8 --hidden 4 --rounds 1",
-    "python -m aent_llm.bench_gpu": "--device cpu --vocab 100 --tokens 8 --hidden 8 --rounds 1",
-    "python -m aent_llm.bench_step": "--random-model --vocabulary 100 --hidden 64 --layers 1 --completions 8 "
+    "python -m benchmarks.head": "--vocab 50 --tokens 8 --hidden 4 --rounds 1",
+    "python -m benchmarks.head_gpu": "--device cpu --vocab 100 --tokens 8 --hidden 8 --rounds 1",
+    "python -m benchmarks.step": "--random-model --vocabulary 100 --hidden 64 --layers 1 --completions 8 "
     "--tokens 8 --rounds 1 --device cpu",
-    "python -m aent_llm.kernel_code": "--help",  # half a minute of compiling; as printed in `make test-slow`
-    "python -m aent_llm.study sweep": "--dry-run",
-    "python -m aent_llm.leaderboard run": "--dry-run",
+    "python -m benchmarks.kernel_code": "--help",  # half a minute of compiling; as printed in `make test-slow`
+    "python -m experiments.three_way sweep": "--dry-run",
+    "python -m experiments.all_methods run": "--dry-run",
     "python examples/": "--steps 2",
     "python examples/sb3_ppo.py": "--steps 600",
 }
 REFUSED = {  # these go on from hours of runs: here they must say what is missing
-    "python -m aent_llm.study compare": "run the sweep first",
-    "python -m aent_llm.study record": "no finished run",
-    "python -m aent_llm.leaderboard record": "no finished run",
+    "python -m experiments.three_way compare": "run the sweep first",
+    "python -m experiments.three_way record": "no finished run",
+    "python -m experiments.all_methods record": "no finished run",
 }
 DONE: set[tuple[str, ...]] = set()  # several lines become one when they are shortened
 PLACEHOLDERS = {"MODEL": "tiny", "FILE": "gpu_aent", "$NODE": "0", "$HEAD": "host", "$SERVER": "host"}

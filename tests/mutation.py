@@ -1,8 +1,8 @@
 """Change the library in one place at a time and see whether a test notices.
 
     python tests/mutation.py                                     # everything in TARGETS: hours
-    python tests/mutation.py toymdp/bounds.py --sample 50        # a seeded sample
-    python tests/mutation.py toymdp/bounds.py --retry            # survivors again, after new tests
+    python tests/mutation.py toymdp/theory/bounds.py --sample 50        # a seeded sample
+    python tests/mutation.py toymdp/theory/bounds.py --retry            # survivors again, after new tests
 
 A mutant swaps an operator, a comparison, a constant, a function name or two branches, drops a statement or returns
 None. Annotations, docstrings, decorators, f-strings and the arguments of exceptions are left alone. All work happens in
@@ -80,17 +80,19 @@ TARGETS = {
     "aent/registry.py": PARTS,
     "aent/runs.py": PARTS,
     "toymdp/mdp.py": ("tests/toymdp/test_mdp.py",),
-    "toymdp/bounds.py": PROPOSITIONS,
-    "toymdp/laws.py": PROPOSITIONS,
-    "toymdp/batch.py": LEARNERS,
-    "toymdp/learners.py": LEARNERS,
-    "toymdp/kernels.py": KERNELS,
-    "llm/aent_llm/checkpoint.py": SAFE,
-    "llm/aent_llm/finite.py": SAFE,
-    "llm/aent_llm/safe.py": SAFE,
-    "llm/aent_llm/rewards.py": ("tests/llm/test_rewards.py",),
+    "toymdp/theory/bounds.py": PROPOSITIONS,
+    "toymdp/theory/laws.py": PROPOSITIONS,
+    "toymdp/training/batch.py": LEARNERS,
+    "toymdp/training/learners.py": LEARNERS,
+    "toymdp/training/kernels.py": KERNELS,
+    "llm/aent_llm/training/checkpoint.py": SAFE,
+    "llm/aent_llm/training/finite.py": SAFE,
+    "llm/aent_llm/training/safe.py": SAFE,
+    "llm/aent_llm/data/rewards.py": ("tests/llm/test_rewards.py",),
 }
-COMPILED = ("toymdp/kernels.py",)  # no tracer sees compiled code, and it cannot be exchanged: a process interprets it
+COMPILED = (
+    "toymdp/training/kernels.py",
+)  # no tracer sees compiled code, and it cannot be exchanged: a process interprets it
 INTERPRETED = bool(os.environ.get("NUMBA_DISABLE_JIT"))
 LOADED = "numpy scipy.special scipy.stats scipy.optimize hypothesis torch numba pandas joblib jaxtyping beartype tqdm"
 EXAMPLES = 15  # of Hypothesis in the first pass
@@ -405,7 +407,7 @@ class Interpreter:
     """A pytest plugin: the counts of interpreted kernels stay float64, as in compiled ones."""
 
     def pytest_collection_finish(self) -> None:
-        if INTERPRETED and (kernels := sys.modules.get("toymdp.kernels")):
+        if INTERPRETED and (kernels := sys.modules.get("toymdp.training.kernels")):
             kernels._ONE, kernels._ZERO = 1.0, 0.0  # type: ignore[attr-defined]
 
 

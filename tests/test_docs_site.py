@@ -80,9 +80,11 @@ def test_every_module_has_a_page_with_all_that_is_public_and_nothing_private(pag
 
 
 def test_the_modules_above_are_the_right_ones() -> None:
-    assert {"aent/entropy.py", "toymdp/mdp.py", "paper_figures/style.py", "llm/aent_llm/trainer.py"} <= set(MODULES)
+    assert {"aent/entropy.py", "toymdp/mdp.py", "paper_figures/style.py", "llm/aent_llm/training/trainer.py"} <= set(
+        MODULES
+    )
     assert {"clamped_entropy", "DropLowest"} <= defined("aent/entropy.py")
-    assert "AEntGRPOTrainer" in defined("llm/aent_llm/trainer.py")
+    assert "AEntGRPOTrainer" in defined("llm/aent_llm/training/trainer.py")
 
 
 def test_the_pages_of_the_repository_are_there(pages: dict[str, str], site: Path) -> None:

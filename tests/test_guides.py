@@ -30,17 +30,19 @@ import small
 from aent.controllers import Controller
 from aent.entropy import SUPPORTS
 from aent.runs import Run
-from aent_llm import calibrate, compare, evaluate, rewards, sampler, tiny
-from aent_llm.config import AEntGRPOConfig
-from aent_llm.data import DataConfig
-from aent_llm.diagnostics import Alarms
-from aent_llm.evaluate import EvalConfig
-from aent_llm.experiment import ModelConfig, parse_experiment
-from aent_llm.generate import transformers_sampler
+from aent_llm.data import rewards, tiny
+from aent_llm.data.problems import DataConfig
+from aent_llm.measure import calibrate, compare, evaluate
+from aent_llm.measure.evaluate import EvalConfig
+from aent_llm.measure.generate import transformers_sampler
+from aent_llm.training import vllm_sync
+from aent_llm.training.config import AEntGRPOConfig
+from aent_llm.training.diagnostics import Alarms
+from aent_llm.training.experiment import ModelConfig, parse_experiment
 from pages import ROOT, blocks, headings, numbers, prose, read, section
 from toymdp import compare as toys
-from toymdp.batch import History
-from toymdp.learners import Learner
+from toymdp.training.batch import History
+from toymdp.training.learners import Learner
 
 TRL, AENT = "examples/trl_grpo.py", "examples/aent_grpo.py"
 
@@ -147,7 +149,7 @@ def documented(key: str) -> bool:
 @pytest.fixture(scope="module")
 def keys(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
     """What a run with a band, and one evaluation in it, logs."""
-    from aent_llm.trainer import AEntGRPOTrainer
+    from aent_llm.training.trainer import AEntGRPOTrainer
 
     folder = str(tmp_path_factory.mktemp("run"))
     given = {"entropy_support": {"type": "top_k", "k": 9}, "entropy_controller": BAND, "max_steps": 2}
@@ -229,7 +231,7 @@ def test_every_number_of_the_toys_is_in_the_glossary() -> None:
 
 def test_thresholds_are_those_of_the_code() -> None:
     limits = dict.fromkeys((torch.float32, torch.bfloat16))
-    limits = {dtype: f"{sampler.default_tolerance(dtype):g}".lstrip("0") for dtype in limits}
+    limits = {dtype: f"{vllm_sync.default_tolerance(dtype):g}".lstrip("0") for dtype in limits}
     assert f"default {limits[torch.float32]}, or {limits[torch.bfloat16]} in half precision" in GLOSSARY
     grid = calibrate.CalibrationConfig()
     assert (grid.max_dropped, grid.min_push, grid.min_kept, grid.band) == (0.05, 0.05, 0.99, (0.25, 0.5))

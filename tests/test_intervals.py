@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from aent_llm import clamp_effect, compare, evaluate
+from aent_llm.measure import clamp_effect, compare, evaluate
 from paper_figures import f2_synthetic_mdp, records
 from toymdp.compare import bootstrap_interval, interquartile_mean
 
@@ -36,9 +36,9 @@ INTERVALS: dict[str, Interval] = {
     "toymdp.compare": lambda values: bootstrap_interval(values, np.mean),
     "f2": lambda values: tuple(f2_synthetic_mdp._mean_interval(values[None], draws=2000)[:, 0]),
     "records.spread": lambda values: tuple(records.spread(values[:, None])[1:, 0]),
-    "aent_llm.compare": lambda values: compare.interval(values),
-    "aent_llm.evaluate": lambda values: evaluate.interval(values[None], resamples=2000, seed=0)[0][1:],
-    "aent_llm.clamp_effect": _clamp_effect,
+    "aent_llm.measure.compare": lambda values: compare.interval(values),
+    "aent_llm.measure.evaluate": lambda values: evaluate.interval(values[None], resamples=2000, seed=0)[0][1:],
+    "aent_llm.measure.clamp_effect": _clamp_effect,
 }
 
 

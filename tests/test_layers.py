@@ -20,8 +20,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 LAZY = {
-    "aent/bench.py": {"torch"}, "toymdp/bench.py": {"torch"}, "aent/registry.py": {"<decided at run time>"},
-    "llm/aent_llm/rewards.py": {"<decided at run time>"},
+    "benchmarks/selection.py": {"torch"}, "benchmarks/learner.py": {"torch"}, "aent/registry.py": {"<decided at run time>"},
+    "llm/aent_llm/data/rewards.py": {"<decided at run time>"},
 }  # fmt: skip
 MATPLOTLIB = {"matplotlib", "cycler", "PIL"}  # colour cycles cannot be set without its own cycler; Pillow comes with it
 # ruamel.yaml's package; vLLM is one of two extras, imported inside functions; the next two come with datasets, one with
@@ -104,17 +104,25 @@ def test_every_file_keeps_to_its_layer(package: str) -> None:
         ("aent/entropy.py", "import toymdp.mdp", ["1: toymdp.mdp"]),
         ("aent/entropy.py", "from scipy import special", ["1: scipy"]),
         ("aent/entropy.py", "def f():\n    from paper_figures import style", ["2: paper_figures"]),
-        ("aent/bench.py", "import torch", ["1: torch"]),  # the peer must be lazy
-        ("aent/bench.py", "def f():\n    import transformers", ["2: transformers"]),
+        ("benchmarks/selection.py", "import torch", ["1: torch"]),  # the peer must be lazy
+        ("benchmarks/selection.py", "def f():\n    import transformers", ["2: transformers"]),
         ("aent/runs.py", "def f():\n    import torch", ["2: torch"]),  # and only in the benchmarks
-        ("toymdp/learners.py", "if True:\n    from aent_llm.trainer import Trainer", ["2: aent_llm.trainer"]),
-        ("toymdp/learners.py", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import torch", ["3: torch"]),
+        (
+            "toymdp/training/learners.py",
+            "if True:\n    from aent_llm.training.trainer import Trainer",
+            ["2: aent_llm.training.trainer"],
+        ),
+        (
+            "toymdp/training/learners.py",
+            "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import torch",
+            ["3: torch"],
+        ),
         ("toymdp/mdp.py", "class A:\n    def f(self):\n        import matplotlib.pyplot", ["3: matplotlib.pyplot"]),
         ("toymdp/mdp.py", "import importlib\nimportlib.import_module('torch.nn')", ["2: torch.nn"]),
         ("toymdp/mdp.py", "import_module(name)", ["1: <decided at run time>"]),
         ("paper_figures/style.py", "t = __import__('torch')", ["1: torch"]),
-        ("llm/aent_llm/trainer.py", "from toymdp import suite", ["1: toymdp"]),
-        ("llm/aent_llm/compare.py", "def f():\n    import paper_figures", ["2: paper_figures"]),
+        ("llm/aent_llm/training/trainer.py", "from toymdp import suite", ["1: toymdp"]),
+        ("llm/aent_llm/measure/compare.py", "def f():\n    import paper_figures", ["2: paper_figures"]),
         ("paper_figures/style.py", "x = lambda: import_module(f'aent_llm.{stem}')", ["1: aent_llm."]),
     ],
 )
@@ -126,9 +134,12 @@ def test_a_forbidden_import_is_noticed(file: str, source: str, found: list[str])
     ("file", "source"),
     [
         ("aent/entropy.py", "import math, numpy as np\nfrom array_api_compat import array_namespace"),
-        ("aent/bench.py", "def f():\n    try:\n        import torch\n    except ImportError:\n        pass"),
+        ("benchmarks/selection.py", "def f():\n    try:\n        import torch\n    except ImportError:\n        pass"),
         ("toymdp/mdp.py", "from . import kernels\nfrom aent.entropy import Full"),
-        ("llm/aent_llm/train.py", "import ruamel.yaml, torch\nfrom aent.runs import Run\nfrom trl import GRPOTrainer"),
+        (
+            "llm/aent_llm/training/train.py",
+            "import ruamel.yaml, torch\nfrom aent.runs import Run\nfrom trl import GRPOTrainer",
+        ),
         ("paper_figures/registry.py", "import importlib\nimportlib.import_module(f'paper_figures.{stem}')"),
     ],
 )
@@ -156,7 +167,7 @@ def loaded(statement: str) -> set[str]:
 def test_aent_loads_nothing_heavy() -> None:
     heavy = {"torch", "scipy", "numba", "gymnasium", "matplotlib", "pandas", "joblib", "toymdp"}
     assert not loaded("import aent") & {*heavy, "numpy"}
-    assert not loaded("import aent.entropy, aent.controllers, aent.runs, aent.bench") & heavy
+    assert not loaded("import aent.entropy, aent.controllers, aent.runs, benchmarks.selection") & heavy
 
 
 def test_nothing_loads_torch() -> None:
@@ -166,13 +177,17 @@ def test_nothing_loads_torch() -> None:
         for path in files(package)
         if path.name != "__init__.py"
     ]
-    assert {"aent.entropy", "toymdp.learners", "toymdp.bench", "paper_figures.registry"} <= set(modules)
+    assert {"aent.entropy", "toymdp.training.learners", "benchmarks.learner", "paper_figures.registry"} <= set(modules)
     assert "torch" not in loaded(f"import aent, toymdp, paper_figures, {', '.join(modules)}")
 
 
 def test_the_llm_commands_load_torch_only_when_they_run() -> None:
     """``--help`` and a mistake in the arguments must answer at once."""
-    assert not loaded("import aent_llm, aent_llm.__main__, aent_llm.checkpoint") & {"torch", "transformers", "trl"}
+    assert not loaded("import aent_llm, aent_llm.__main__, aent_llm.training.checkpoint") & {
+        "torch",
+        "transformers",
+        "trl",
+    }
 
 
 def test_a_heavy_import_would_be_seen() -> None:

@@ -91,7 +91,7 @@ from aent.methods import method
 from my_rules import GoodOnly, Halving, MinP
 from toymdp import suite
 from toymdp.__main__ import main
-from toymdp.learners import Learner, train
+from toymdp.training.learners import Learner, train
 
 instances, learner = [suite.make("smoke-bandit", seed) for seed in range(2)], Learner(4, 0.1, record_every=1)
 plain = train(instances, learner)
@@ -133,8 +133,8 @@ import sys
 import small
 from trl import TrlParser
 
-from aent_llm.config import AEntGRPOConfig
-from aent_llm.trainer import AEntGRPOTrainer
+from aent_llm.training.config import AEntGRPOConfig
+from aent_llm.training.trainer import AEntGRPOTrainer
 
 (args,) = TrlParser(AEntGRPOConfig).parse_args_and_config()
 trainer = AEntGRPOTrainer(

@@ -61,7 +61,7 @@ def test_every_backtick_of_a_package_is_understood(page: str) -> None:
 
 
 def test_every_proposition_is_on_the_page(page: str) -> None:
-    propositions = importlib.import_module("toymdp.propositions").PROPOSITIONS
+    propositions = importlib.import_module("toymdp.theory.propositions").PROPOSITIONS
     named = {name.rsplit(".", 1)[-1] for name in SYMBOL.findall(page)}
     controls_only = {"p1_negative_controls"}
     assert {function.__name__ for function in propositions} - controls_only <= named

@@ -26,7 +26,7 @@ from commands import run as run_command
 from pages import PAGES, ROOT, blocks, commands, leads_somewhere, links, read, section
 from paper_figures import registry
 from toymdp import compare, suite
-from toymdp.learners import Learner, train
+from toymdp.training.learners import Learner, train
 
 README, EXTENDING = read("README.md"), read("docs/extending.md")
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
@@ -79,13 +79,13 @@ def test_every_command_runs(line: str, root: Path, small_run: Callable[[], Path]
         "python -m toymdp compare --settings nothing",
         "python -m toymdp verify --sclae smoke",
         "python -m paper_figures --only f99",
-        "python -m toymdp.bench --tokens 3",
+        "python -m benchmarks.learner --tokens 3",
         "python -m aent_llm trian",
         "python -m aent_llm train --config nothing",
         "python -m aent_llm train --config cpu_aent --set entropy.suport=full",
         "python -m aent_llm configs nothing > mine.yaml",
         "python -m aent_llm compare runs",
-        "python -m aent_llm.leaderboard run --methods nothing",
+        "python -m experiments.all_methods run --methods nothing",
         "accelerate launch --num_procs 4 -m aent_llm train --config gpu_aent",
         "accelerate launch --num_processes 4 -m aent_llm train --config nothing",
         "trl vllm-serve --model x --tensor-paralel 4",
@@ -113,9 +113,13 @@ ELSEWHERE = (
     "cd",
     "source",
     "python examples/sb3",
-    "python -m aent_llm.study",
+    "python -m experiments.three_way",
 )
-ELSEWHERE += ("python -m aent_llm.leaderboard", "python -m aent_llm.bench_gpu", "python -m paper_figures --only f14")
+ELSEWHERE += (
+    "python -m experiments.all_methods",
+    "python -m benchmarks.head_gpu",
+    "python -m paper_figures --only f14",
+)
 NEEDS_GPU = re.compile(r"train --config (?!cpu_)(?!.*--dry-run)")
 
 
@@ -161,7 +165,7 @@ def test_make_clean_keeps_what_is_yours(root: Path) -> None:
     ("argv", "printed"),
     [
         (["toymdp", "list"], "smoke-bandit"),
-        (["aent.bench", "--rows", "2", "--vocabulary", "500"], "numpy.partition"),
+        (["benchmarks.selection", "--rows", "2", "--vocabulary", "500"], "numpy.partition"),
         (["paper_figures", "--help"], "--only"),
         (["aent_llm", "--help"], "calibrate"),
     ],

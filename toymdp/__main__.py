@@ -101,7 +101,7 @@ def _verify(args: argparse.Namespace) -> int:
     from rich.markup import escape  # noqa: PLC0415
     from rich.table import Table  # noqa: PLC0415
 
-    from toymdp.propositions import verify  # noqa: PLC0415  (seconds to import, minutes to run)
+    from toymdp.theory.propositions import verify  # noqa: PLC0415  (seconds to import, minutes to run)
 
     checks = verify(scale=args.scale, seed=args.seed, progress=True)
     failed = [check for check in checks if not check.passed]

@@ -33,8 +33,8 @@ from tqdm.auto import tqdm
 from aent.cli import KILLED, BrokenOff, positive_number, whole_number, workers
 from aent.runs import Run, locked, read_run
 from toymdp import suite
-from toymdp.learners import Learner, train
 from toymdp.methods import METHODS, STRENGTHS, Method
+from toymdp.training.learners import Learner, train
 
 Frame = Any  # a pandas DataFrame; pandas ships no types
 

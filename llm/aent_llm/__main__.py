@@ -9,7 +9,7 @@ import traceback
 
 from aent import cli
 from aent.names import suggest
-from aent_llm import signals
+from aent_llm.training import signals
 
 COMMANDS = {
     "train": ("train", "GRPO with an entropy bonus and a controller, from a YAML file"),
@@ -42,7 +42,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def command(name: str) -> int:
-    """Run one command as the whole process: ``python -m aent_llm.evaluate`` is ``python -m aent_llm eval``."""
+    """Run one command as the whole process: ``python -m aent_llm.measure.evaluate`` is ``python -m aent_llm eval``."""
     return signals.whole_process(lambda: main([name, *sys.argv[1:]]))
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from aent.bench import selection_benchmark
+from benchmarks.selection import selection_benchmark
 
 
 def test_every_method_is_timed_against_numpy_partition():

@@ -762,7 +762,7 @@ def test_weights_of_another_type_are_those_of_the_logits_or_refused():
 
 def test_importing_the_ground_floor_loads_neither_torch_nor_the_floors_above():
     program = (
-        "import sys, aent.entropy, aent.controllers, aent.runs, aent.bench; aent.runs.provenance(); "
+        "import sys, aent.entropy, aent.controllers, aent.runs, benchmarks.selection; aent.runs.provenance(); "
         "print(sorted({'torch', 'scipy', 'toymdp', 'aent_llm'} & set(sys.modules)))"
     )
     out = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout

@@ -191,9 +191,9 @@ from aent.shaping import group_advantages
 from toymdp import suite
 from toymdp.envs import TokenEnv, TokenVectorEnv
 from toymdp.families import lump, random_mdp, random_tree, token_tree, units
-from toymdp.learners import Learner, train
+from toymdp.training.learners import Learner, train
 from toymdp.mdp import soft_optimum
-from toymdp.propositions import verify
+from toymdp.theory.propositions import verify
 
 bandit, folder, said = suite.make("smoke-bandit"), sys.argv[1], {}
 for expression in json.loads(sys.argv[2]):

@@ -27,8 +27,8 @@ from accelerate.utils import DistributedType
 from transformers import TrainerCallback
 
 import small
-from aent_llm import signals
-from aent_llm.trainer import AEntGRPOTrainer
+from aent_llm.training import signals
+from aent_llm.training.trainer import AEntGRPOTrainer
 
 BAND = {"type": "band", "initial": 0.3, "low": 1.5, "high": 1.6, "step_size": 0.5, "minimum": 0.01, "maximum": 5.0}
 KEYS = ("loss", "reward", "grad_norm", "entropy/full", "entropy/clamped", "entropy/coef", "entropy/grad_cosine",
@@ -96,7 +96,7 @@ def poison(trainer) -> None:
 def main(kind: str, out: str, what: str = "") -> None:
     ranks = int(os.environ.get("WORLD_SIZE", 1))
     from aent.entropy import TopK
-    from aent_llm.config import AEntGRPOConfig
+    from aent_llm.training.config import AEntGRPOConfig
 
     infinite = []
 

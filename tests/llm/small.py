@@ -72,8 +72,8 @@ def trainer(
     folder: Path, policy: Any = None, *, callbacks: Any = None, peft_config: Any = None, **settings: Any
 ) -> Any:
     """An ``AEntGRPOTrainer`` on the small model; ``settings`` go over ``SETTINGS``."""
-    from aent_llm.config import AEntGRPOConfig
-    from aent_llm.trainer import AEntGRPOTrainer
+    from aent_llm.training.config import AEntGRPOConfig
+    from aent_llm.training.trainer import AEntGRPOTrainer
 
     return AEntGRPOTrainer(
         model() if policy is None else policy,

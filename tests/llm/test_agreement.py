@@ -13,9 +13,9 @@ from trl.trainer.utils import add_fused_lm_head
 
 import small
 from aent.entropy import TopK, entropy
-from aent_llm import agreement
-from aent_llm.agreement import incomparable
-from aent_llm.model_head import add_entropy_head
+from aent_llm.head.model import add_entropy_head
+from aent_llm.training import agreement
+from aent_llm.training.agreement import incomparable
 
 SIZES = {
     "vocab_size": small.VOCABULARY, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2,
@@ -42,8 +42,8 @@ def plain_trl(folder, policy, *, tokens=None, **options):
 
 
 def ours(folder, policy, *, tokens=None, data=None, **options):
-    from aent_llm.config import AEntGRPOConfig
-    from aent_llm.trainer import AEntGRPOTrainer
+    from aent_llm.training.config import AEntGRPOConfig
+    from aent_llm.training.trainer import AEntGRPOTrainer
 
     settings = {name: options.pop(name) for name in list(options) if name in AEntGRPOConfig.__dataclass_fields__}
     return AEntGRPOTrainer(
@@ -57,7 +57,7 @@ def ours(folder, policy, *, tokens=None, data=None, **options):
 
 
 def said(caplog):
-    return [record.getMessage() for record in caplog.records if record.name == "aent_llm.agreement"]
+    return [record.getMessage() for record in caplog.records if record.name == "aent_llm.training.agreement"]
 
 
 def seen(one):

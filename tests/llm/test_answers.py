@@ -16,10 +16,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aent_llm import mathematics, tiny
-from aent_llm.announcements import announced_answer, completion_text, final_answer, voted_answer
-from aent_llm.answers import differ, read_answer, reference_text, same_answer
-from aent_llm.rewards import Reward, exact_match, is_plain, math_verify, parses
+from aent_llm.data import mathematics, tiny
+from aent_llm.data.announcements import announced_answer, completion_text, final_answer, voted_answer
+from aent_llm.data.answers import differ, read_answer, reference_text, same_answer
+from aent_llm.data.rewards import Reward, exact_match, is_plain, math_verify, parses
 
 REWARDS: dict[str, list[Reward]] = {
     "both": [math_verify, exact_match], "math": [math_verify], "exact": [exact_match],

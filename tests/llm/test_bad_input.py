@@ -19,8 +19,9 @@ import small
 from aent import cli
 from aent.controllers import Controller
 from aent.shaping import Shaping
-from aent_llm import leaderboard, signals, study
 from aent_llm.__main__ import COMMANDS, main
+from aent_llm.training import signals
+from experiments import all_methods, three_way
 
 HERE = Path(__file__).parent
 PROBLEMS = 12
@@ -480,7 +481,7 @@ def test_a_signal_while_packages_are_imported_is_told() -> None:
 def test_a_signal_while_the_interpreter_shuts_down_changes_no_status() -> None:
     program = """
 import atexit, os, signal, sys
-from aent_llm.signals import whole_process
+from aent_llm.training.signals import whole_process
 atexit.register(lambda: os.kill(os.getpid(), signal.SIGTERM))
 sys.exit(whole_process(lambda: int(sys.argv[1])))
 """
@@ -519,16 +520,19 @@ def test_a_study_that_cannot_be(command: str, said: str, tmp_path: Path, capsys,
     (run / "metrics.jsonl").write_text("")
     (run / "summary.json").write_text('{"before": 1}')
     name, *words = command.split(" ")
-    made = {"study": study.main, "leaderboard": leaderboard.main}[name]
+    made = {"study": three_way.main, "leaderboard": all_methods.main}[name]
     assert cli.run(f"aent_llm.{name}", lambda: made([word for word in words if word]), extra="llm") == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert said in line
 
 
 def test_an_experiment_of_many_runs_answers_in_one_line_as_a_process() -> None:
-    done = started("-m", "aent_llm.study", "compare", "--folder", "/nothing")
+    done = started("-m", "experiments.three_way", "compare", "--folder", "/nothing")
     assert done.returncode == 2
-    assert done.stderr == "aent_llm.study: /nothing/sweep has no finished run with support full: run the sweep first\n"
+    assert (
+        done.stderr
+        == "experiments.three_way: /nothing/sweep has no finished run with support full: run the sweep first\n"
+    )
 
 
 def test_a_plain_install_names_what_to_install() -> None:

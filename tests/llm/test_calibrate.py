@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 import small
 from aent.controllers import Band, State
 from aent.entropy import DropLowest, Full, Nucleus, TopK, entropy, entropy_gradient, support_weights
-from aent_llm import config as entropy_config
-from aent_llm.calibrate import CalibrationConfig, calibrate, main, propose
-from aent_llm.clamp_effect import Rollout, measure, measure_rollouts
+from aent_llm.measure.calibrate import CalibrationConfig, calibrate, main, propose
+from aent_llm.measure.clamp_effect import Rollout, measure, measure_rollouts
+from aent_llm.training import config as entropy_config
 
 RULES = (Full(), DropLowest(0.33), DropLowest(0.9), TopK(10), TopK(3), Nucleus(0.8))
 SHORT = CalibrationConfig(
@@ -98,7 +98,7 @@ def test_the_size_of_a_tile_changes_no_number() -> None:
 
 
 def test_no_tile_is_larger_than_its_budget(monkeypatch: pytest.MonkeyPatch) -> None:
-    from aent_llm import clamp_effect
+    from aent_llm.measure import clamp_effect
 
     seen = []
     honest = clamp_effect.measure
@@ -127,7 +127,7 @@ def test_a_sample_of_tokens_estimates_the_whole() -> None:
 def test_bounds_hold_for_any_logits(seed: int, spread: float, rule) -> None:
     rng = torch.Generator().manual_seed(seed)
     logits = (spread * torch.randn(4, 50, generator=rng)).round(decimals=1)  # ties, as bf16 has
-    from aent_llm.clamp_effect import _SUMS, _statistics
+    from aent_llm.measure.clamp_effect import _SUMS, _statistics
 
     values = measure(logits, torch.randint(50, (4,), generator=rng), torch.ones(4), [rule])[0]
     found = {name: float(value) for name, value in _statistics(values.sum(0)).items()}
@@ -142,7 +142,7 @@ def test_bounds_hold_for_any_logits(seed: int, spread: float, rule) -> None:
 
 def test_the_interval_is_over_prompts_not_tokens() -> None:
     """Two prompts, one certain and one uniform: whatever the number of tokens, a resample may hold either alone."""
-    from aent_llm.clamp_effect import _estimates, _sums_by_prompt
+    from aent_llm.measure.clamp_effect import _estimates, _sums_by_prompt
 
     certain = torch.full((500, 20), -30.0)
     certain[:, 0] = 30.0
@@ -196,7 +196,7 @@ def test_no_token_to_measure_is_an_error() -> None:
 
 def policy(logits: np.ndarray, config: CalibrationConfig, *, graded: bool = False, tokens: int = 4000):
     """A proposal for a policy that has these logits (V,) at every position, on tokens drawn from it."""
-    from aent_llm.clamp_effect import _reduced
+    from aent_llm.measure.clamp_effect import _reduced
 
     rng = np.random.default_rng(0)
     p = np.exp(logits - logits.max())
@@ -301,7 +301,7 @@ def test_the_yaml_builds_the_same_support_and_band(mass: float) -> None:
 
 @given(st.floats(1e-7, 1e7))
 def test_numbers_survive_yaml(value: float) -> None:
-    from aent_llm.calibrate import _number, _rounded
+    from aent_llm.measure.calibrate import _number, _rounded
 
     value = _rounded(value)
     assert yaml.safe_load(f"x: {_number(value)}")["x"] == value

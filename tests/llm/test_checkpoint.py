@@ -10,8 +10,8 @@ import pytest
 import torch
 from datasets import Dataset
 
-from aent_llm import checkpoint
-from aent_llm.checkpoint import (
+from aent_llm.training import checkpoint
+from aent_llm.training.checkpoint import (
     SEAL,
     check_settings,
     dataset_digest,

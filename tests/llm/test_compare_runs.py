@@ -16,9 +16,9 @@ from rich.console import Console
 
 from aent.controllers import controller_from_dict
 from aent.runs import Run
-from aent_llm import compare, curves
 from aent_llm.__main__ import main as command
-from aent_llm.compare import RunData, aggregate, draw, final, group_runs, main, notes, read_runs, table
+from aent_llm.measure import compare, curves
+from aent_llm.measure.compare import RunData, aggregate, draw, final, group_runs, main, notes, read_runs, table
 
 BAND = {
     "type": "Band", "initial": 0.02, "low": 0.3, "high": 0.5, "step_size": 0.02, "minimum": 0.002, "maximum": 0.1,

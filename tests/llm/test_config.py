@@ -13,7 +13,7 @@ from aent.controllers import Band, BangBang, Constant, Controller
 from aent.entropy import DropLowest, Full, Nucleus, TopK, Tsallis, support_to_dict
 from aent.methods import METHODS
 from aent.shaping import ClipCovariance, PeakBonus, Shaping
-from aent_llm.config import AEntGRPOConfig, controller, parts, shaping, support
+from aent_llm.training.config import AEntGRPOConfig, controller, parts, shaping, support
 
 BAND = {"initial": 2e-3, "low": 0.15, "high": 0.24, "step_size": 2e-3, "minimum": 6e-4, "maximum": 9e-3}
 

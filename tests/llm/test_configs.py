@@ -24,11 +24,13 @@ from trl.trainer.grpo_config import GRPOConfig
 
 from aent.controllers import Band, Constant, Controller
 from aent.entropy import DropLowest, Full
-from aent_llm import benchmarks, calibrate, evaluate, train
 from aent_llm.__main__ import main as run_command
-from aent_llm.config import AEntGRPOConfig, controller, support
 from aent_llm.config_files import CONFIGS, find_config
-from aent_llm.experiment import Experiment, load_experiment
+from aent_llm.data import eval_sets
+from aent_llm.measure import calibrate, evaluate
+from aent_llm.training import train
+from aent_llm.training.config import AEntGRPOConfig, controller, support
+from aent_llm.training.experiment import Experiment, load_experiment
 
 # row: (prompts per step, mini-batch in prompts, rollouts, lr, response, epochs, GPUs, problems, phases between tests)
 SETTINGS = {
@@ -344,7 +346,7 @@ def test_evaluation_command(name: str):
     program, *words = shlex.split(block["command"])
     assert (program, words[:3]) == ("python", ["-m", "aent_llm", "eval"])
     asked = evaluate._parser().parse_args(words[3:])
-    assert [benchmarks.resolve(one) for one in asked.data]
+    assert [eval_sets.resolve(one) for one in asked.data]
     assert len(asked.data) == len(block["benchmarks"])
     asked_sampling = {key: getattr(asked, key) for key in ("temperature", "top_p", "top_k", "samples")}
     assert asked_sampling == block["sampling"]

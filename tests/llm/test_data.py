@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from aent_llm import data
-from aent_llm.data import DataConfig, check_problems, load_problems, short
-from aent_llm.rewards import exact_match, math_verify
+from aent_llm.data import problems as data
+from aent_llm.data.problems import DataConfig, check_problems, load_problems, short
+from aent_llm.data.rewards import exact_match, math_verify
 
 ROWS = [
     {"question": "What is 1+1?", "solution": r"It is $\boxed{2}$.", "level": 1, "gold": "2"},

@@ -7,7 +7,7 @@ import torch
 
 from aent.controllers import Band, Constant
 from aent.entropy import Full, TopK
-from aent_llm.diagnostics import SUMS, Alarms, band, metrics, token_sums
+from aent_llm.training.diagnostics import SUMS, Alarms, band, metrics, token_sums
 
 CONTROLLER = Band(initial=0.1, low=0.2, high=0.4, step_size=0.1, minimum=0.01, maximum=1.0)
 

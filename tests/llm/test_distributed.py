@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from aent_llm.checkpoint import last_complete
+from aent_llm.training.checkpoint import last_complete
 
 HERE = Path(__file__).parent
 PATHS = os.pathsep.join([str(HERE), *os.environ.get("PYTHONPATH", "").split(os.pathsep)])

@@ -27,9 +27,9 @@ from aent.entropy import (
     entropy_split,
     support_weights,
 )
-from aent_llm import bench
-from aent_llm.entropy_head import HeadOutput, fused_entropy_head
-from aent_llm.model_head import EntropyOutput, add_entropy_head, check_scalable
+from aent_llm.head.fused import HeadOutput, fused_entropy_head
+from aent_llm.head.model import EntropyOutput, add_entropy_head, check_scalable
+from benchmarks import head
 
 
 @dataclass(frozen=True)
@@ -396,8 +396,8 @@ def test_bfloat16_parameters_sum_their_gradients_in_float32() -> None:
 @pytest.mark.parametrize("diagnostics", [False, True])
 def test_never_more_than_the_budget_in_logits(support: Support | None, diagnostics: bool) -> None:
     """N V float32 numbers would be 8.2 MB; no tensor may pass 300 kB beyond the gradients, nor all of them together."""
-    case, budget = bench.Case.random(4001, 4, 512, device="cpu", dtype=torch.float32), 300_000
-    with bench.PeakBytes() as forward, torch.no_grad():
+    case, budget = head.Case.random(4001, 4, 512, device="cpu", dtype=torch.float32), 300_000
+    with head.PeakBytes() as forward, torch.no_grad():
         fused(
             *case[:2],
             None,
@@ -407,7 +407,7 @@ def test_never_more_than_the_budget_in_logits(support: Support | None, diagnosti
             diagnostics=diagnostics and support is not None,
         )
     assert budget / 2 < forward.peak <= budget + 16 * 4 * 512, "beyond the budget: at most 16 numbers a token"
-    with bench.PeakBytes() as counter:
+    with head.PeakBytes() as counter:
         output = fused(
             case.hidden, case.weight, None, case.targets, support=support, tile_bytes=budget,
             diagnostics=diagnostics and support is not None,
@@ -420,9 +420,9 @@ def test_never_more_than_the_budget_in_logits(support: Support | None, diagnosti
 
 
 def test_the_counter_sees_dense_logits() -> None:
-    case = bench.Case.random(4001, 4, 512, device="cpu", dtype=torch.float32)
-    with bench.PeakBytes() as counter:
-        bench.CONTENDERS["dense autograd: log-prob + H"](case)
+    case = head.Case.random(4001, 4, 512, device="cpu", dtype=torch.float32)
+    with head.PeakBytes() as counter:
+        head.CONTENDERS["dense autograd: log-prob + H"](case)
     assert counter.largest >= 4001 * 512 * 4
     assert counter.peak >= 3 * 4001 * 512 * 4
 

@@ -19,13 +19,13 @@ from scipy import stats
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import small
-from aent_llm import benchmarks
 from aent_llm.__main__ import main as aent_llm
-from aent_llm.config import AEntGRPOConfig
-from aent_llm.evaluate import EvalConfig, evaluate, interval, main, majority, pass_at_k
-from aent_llm.generate import Completion, encode_prompts, load_tokenizer, transformers_sampler, vllm_sampler
-from aent_llm.rewards import CORRECT_REWARD, is_correct
-from aent_llm.tasks import write_results
+from aent_llm.data import eval_sets
+from aent_llm.data.rewards import CORRECT_REWARD, is_correct
+from aent_llm.measure.evaluate import EvalConfig, evaluate, interval, main, majority, pass_at_k
+from aent_llm.measure.generate import Completion, encode_prompts, load_tokenizer, transformers_sampler, vllm_sampler
+from aent_llm.measure.tasks import write_results
+from aent_llm.training.config import AEntGRPOConfig
 
 PROMPTS = ["w1", "w2 w3 w4 w5 w6 w7 w8", "w9 w10", "w40 w41 w42"]
 
@@ -465,8 +465,8 @@ def test_on_a_full_disk_the_results_are_printed(tmp_path):
     code = f"""
 import resource
 from pathlib import Path
-from aent_llm.rewards import CORRECT_REWARD, is_correct
-from aent_llm.tasks import write_results
+from aent_llm.data.rewards import CORRECT_REWARD, is_correct
+from aent_llm.measure.tasks import write_results
 resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
 write_results(Path({str(tmp_path)!r}) / "eval.json", "hours " * 100, replace=False)
 """
@@ -578,18 +578,18 @@ def test_command_lines_that_cannot_be_carried_out(folder, problems_file, tmp_pat
 
 
 def test_named_sets_are_listed_and_fit_the_data_config(capsys):
-    from aent_llm.data import DataConfig
+    from aent_llm.data.problems import DataConfig
 
     assert main(["--list"]) == 0
     listed = capsys.readouterr().out
     named = {"math500", "math_hard", "aime24", "aime25", "amc23", "minerva", "olympiadbench", "gsm8k", "tiny"}
-    assert set(benchmarks.BENCHMARKS) == named
-    for name, one in benchmarks.BENCHMARKS.items():
+    assert set(eval_sets.BENCHMARKS) == named
+    for name, one in eval_sets.BENCHMARKS.items():
         assert name in listed
         config = DataConfig(**one.data)
         assert config.template.format(prompt="Q").startswith("Q")
-    assert benchmarks.BENCHMARKS["gsm8k"].data["template"].format(prompt="Q").endswith(r"\boxed{}.")
-    assert benchmarks.resolve("owner/name").data["source"] == "owner/name"
+    assert eval_sets.BENCHMARKS["gsm8k"].data["template"].format(prompt="Q").endswith(r"\boxed{}.")
+    assert eval_sets.resolve("owner/name").data["source"] == "owner/name"
 
 
 @pytest.mark.slow

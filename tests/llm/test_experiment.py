@@ -18,14 +18,14 @@ from aent.controllers import Band, Constant, Spring
 from aent.entropy import DropLowest, Full, Nucleus
 from aent.methods import METHODS
 from aent.shaping import KLCovariance, PeakBonus
-from aent_llm import config as configs
 from aent_llm.__main__ import main
-from aent_llm.config import AEntGRPOConfig
-from aent_llm.data import DataConfig
-from aent_llm.evaluate import EvalConfig
-from aent_llm.experiment import NOT_SET_HERE, ModelConfig, load_experiment, parse_experiment
-from aent_llm.tiny import TinySpec
-from aent_llm.unheeded import TABLE, Planned, unheeded
+from aent_llm.data.problems import DataConfig
+from aent_llm.data.tiny import TinySpec
+from aent_llm.measure.evaluate import EvalConfig
+from aent_llm.training import config as configs
+from aent_llm.training.config import AEntGRPOConfig
+from aent_llm.training.experiment import NOT_SET_HERE, ModelConfig, load_experiment, parse_experiment
+from aent_llm.training.unheeded import TABLE, Planned, unheeded
 
 RAW = {
     "model": {"source": "tiny"},

@@ -21,13 +21,13 @@ from trl.trainer.utils import add_fused_lm_head
 
 import small
 from aent.entropy import DropLowest, Full, Nucleus, Support, TopK, Tsallis, entropy, entropy_gradient, support_weights
-from aent_llm import entropy_head, head_torch, head_triton
-from aent_llm.entropy_head import HeadOutput, fused_entropy_head
-from aent_llm.head_parts import Settings
-from aent_llm.head_triton import why_not
-from aent_llm.model_head import add_entropy_head
+from aent_llm.head import fused, torch_engine, triton_engine
+from aent_llm.head.common import Settings
+from aent_llm.head.fused import HeadOutput, fused_entropy_head
+from aent_llm.head.model import add_entropy_head
+from aent_llm.head.triton_engine import why_not
 
-kernels = pytest.importorskip("aent_llm.kernels")  # Triton has no wheel for this platform
+kernels = pytest.importorskip("aent_llm.head.kernels")  # Triton has no wheel for this platform
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # the interpreter's numpy, at NaN and infinities
 
@@ -302,7 +302,7 @@ def head_inputs(rows: int, vocabulary: int, dtype: torch.dtype, *, bias: bool) -
 @pytest.mark.parametrize("support", [None, Full(), *CUTS], ids=repr)
 def test_the_engines_agree(support: Support | None, bias: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Values, gradients of hidden states, weight and bias, diagnostics; rows and vocabulary in several tiles."""
-    monkeypatch.setattr(head_triton, "_PIECE", 32)
+    monkeypatch.setattr(triton_engine, "_PIECE", 32)
     inputs = head_inputs(6, VOCABULARY, torch.float32, bias=bias)
     results = []
     for engine in ("torch", "triton"):
@@ -379,9 +379,9 @@ def test_both_passes_see_the_same_logits() -> None:
     g = torch.Generator(DEVICE).manual_seed(0)
     hidden = torch.randn(256, 1536, generator=g, device=DEVICE).bfloat16()
     weight = torch.randn(151_936, 1536, generator=g, device=DEVICE).bfloat16()
-    whole, piece = hidden.new_empty(256, 151_936), hidden.new_empty(256, head_triton._PIECE)
-    for start in range(0, 151_936, head_triton._PIECE):
-        columns = slice(start, min(start + head_triton._PIECE, 151_936))
+    whole, piece = hidden.new_empty(256, 151_936), hidden.new_empty(256, triton_engine._PIECE)
+    for start in range(0, 151_936, triton_engine._PIECE):
+        columns = slice(start, min(start + triton_engine._PIECE, 151_936))
         torch.mm(hidden, weight[columns].t(), out=whole[:, columns])
         again = torch.mm(hidden, weight[columns].t(), out=piece[:, : columns.stop - columns.start])
         assert torch.equal(whole[:, columns], again)
@@ -394,7 +394,7 @@ def test_both_passes_see_the_same_logits() -> None:
 def test_the_kernels_compile_without_a_gpu(capability: str) -> None:
     """What the interpreter lets pass, a compiler may not. No spills on Hopper; fewer instructions a logit than TRL."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, "-m", "aent_llm.kernel_code", "--capability", capability]
+    command = [sys.executable, "-m", "benchmarks.kernel_code", "--capability", capability]
     result = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr[-2000:]
     rows = [line.strip("|").split("|") for line in result.stdout.splitlines() if line.startswith(("| ours", "| TRL"))]
@@ -425,31 +425,31 @@ def asked(**changes: Any) -> Settings:
 def test_what_the_kernels_cannot_do_falls_back_to_torch_with_one_warning(
     changes: dict[str, Any], says: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    entropy_head._announce.cache_clear()
+    fused._announce.cache_clear()
     cuda, wish = torch.device("cuda"), asked(**changes)
     with caplog.at_level(logging.INFO, "aent_llm"):
         for _ in range(3):
-            assert entropy_head._chosen("auto", cuda, 100, wish) is head_torch
+            assert fused._chosen("auto", cuda, 100, wish) is torch_engine
     (record,) = caplog.records
     assert record.levelno == logging.WARNING
     assert says in record.getMessage()
     with pytest.raises(ValueError, match=says):
-        entropy_head._chosen("triton", cuda, 100, wish)
+        fused._chosen("triton", cuda, 100, wish)
 
 
 def test_a_gpu_that_can_gets_the_kernels_and_one_that_cannot_does_not(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    entropy_head._announce.cache_clear()
+    fused._announce.cache_clear()
     cuda = torch.device("cuda")
     with caplog.at_level(logging.INFO, "aent_llm"):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
-        assert entropy_head._chosen("auto", cuda, 100, asked()) is head_triton
+        assert fused._chosen("auto", cuda, 100, asked()) is triton_engine
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (7, 5))
-        assert entropy_head._chosen("auto", cuda, 100, asked()) is head_torch
+        assert fused._chosen("auto", cuda, 100, asked()) is torch_engine
     assert [record.levelname for record in caplog.records] == ["INFO", "WARNING"]
     assert "Triton kernels: torch.bfloat16 on cuda" in caplog.messages[0]
-    monkeypatch.setattr(head_triton, "_INSTALLED", False)
+    monkeypatch.setattr(triton_engine, "_INSTALLED", False)
     assert why_not(cuda, asked(), 100) == "Triton is not installed"
 
 
@@ -459,11 +459,11 @@ import sys
 sys.modules["triton"] = None
 import torch
 from aent.entropy import TopK
-from aent_llm import bench, bench_gpu, bench_step, entropy_head, head_triton, kernel_code, trainer
-output = entropy_head.fused_entropy_head(torch.eye(2), torch.eye(2), None, torch.tensor([0, 1]), support=TopK(1))
+from aent_llm import bench, bench_gpu, bench_step, fused, triton_engine, kernel_code, trainer
+output = fused.fused_entropy_head(torch.eye(2), torch.eye(2), None, torch.tensor([0, 1]), support=TopK(1))
 assert output.clamped_entropy.tolist() == [0.0, 0.0]
 try:
-    entropy_head.fused_entropy_head(
+    fused.fused_entropy_head(
         torch.eye(2), torch.eye(2), None, torch.tensor([0, 1]), support=TopK(1), engine="triton"
     )
 except ValueError as error:
@@ -475,9 +475,9 @@ except ValueError as error:
 
 
 def test_a_cpu_runs_torch_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
-    entropy_head._announce.cache_clear()
+    fused._announce.cache_clear()
     with caplog.at_level(logging.INFO, "aent_llm"):
-        assert entropy_head._chosen("auto", torch.device("cpu"), 100, asked()) is head_torch
+        assert fused._chosen("auto", torch.device("cpu"), 100, asked()) is torch_engine
     assert caplog.messages == ["The fused entropy head runs on torch: the device is a CPU."]
     assert "fewer than 16,777,216" in str(why_not(torch.device("cpu"), asked(), 2**24))
     assert "'mps'" in str(why_not(torch.device("mps"), asked(), 100))

@@ -14,9 +14,9 @@ import small
 from aent.cli import UsersCodeError
 from aent.controllers import Controller, State
 from aent.entropy import Full, Support, TopK, Tsallis, entropy
-from aent_llm.calibrate import label
-from aent_llm.diagnostics import Alarms, band
-from aent_llm.entropy_head import fused_entropy_head
+from aent_llm.head.fused import fused_entropy_head
+from aent_llm.measure.calibrate import label
+from aent_llm.training.diagnostics import Alarms, band
 
 
 @dataclass(frozen=True)

@@ -13,14 +13,14 @@ import transformers
 from transformers import AutoConfig, GPT2Config, GPT2LMHeadModel
 
 import small
-from aent_llm import calibrate, evaluate
 from aent_llm.__main__ import main
-from aent_llm.calibrate import CalibrationConfig
-from aent_llm.evaluate import EvalConfig
-from aent_llm.experiment import parse_experiment
-from aent_llm.generate import chat_options, context_length, encode_prompts, prompt_ids, transformers_sampler
-from aent_llm.prepare import load_model, prepare
-from aent_llm.train import _evaluated, make_trainer
+from aent_llm.measure import calibrate, evaluate
+from aent_llm.measure.calibrate import CalibrationConfig
+from aent_llm.measure.evaluate import EvalConfig
+from aent_llm.measure.generate import chat_options, context_length, encode_prompts, prompt_ids, transformers_sampler
+from aent_llm.training.experiment import parse_experiment
+from aent_llm.training.prepare import load_model, prepare
+from aent_llm.training.train import _evaluated, make_trainer
 
 # One word per role; the switch is on unless it is turned off, as in Qwen3, and off adds an empty thought.
 TEMPLATE = (

@@ -21,9 +21,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aent.cli import UsersCodeError
-from aent_llm import mathematics, rewards, tiny
-from aent_llm.announcements import boxed_answer, final_answer, hash_answer
-from aent_llm.rewards import exact_match, is_correct, math_verify, parses, reward_function, score_completions
+from aent_llm.data import mathematics, rewards, tiny
+from aent_llm.data.announcements import boxed_answer, final_answer, hash_answer
+from aent_llm.data.rewards import exact_match, is_correct, math_verify, parses, reward_function, score_completions
 
 rationals = st.fractions(min_value=-50, max_value=50, max_denominator=40)
 # Denominators 2^a 5^b: a finite decimal, so that no rounding is involved.

@@ -15,12 +15,12 @@ import torch
 from transformers import TrainerCallback
 
 import small
-from aent_llm import checkpoint, signals
-from aent_llm.checkpoint import SEAL, last_complete
-from aent_llm.config import AEntGRPOConfig
-from aent_llm.finite import are_finite, check_rewards
-from aent_llm.signals import Interrupted
-from aent_llm.trainer import AEntGRPOTrainer, NonFiniteError
+from aent_llm.training import checkpoint, signals
+from aent_llm.training.checkpoint import SEAL, last_complete
+from aent_llm.training.config import AEntGRPOConfig
+from aent_llm.training.finite import are_finite, check_rewards
+from aent_llm.training.signals import Interrupted
+from aent_llm.training.trainer import AEntGRPOTrainer, NonFiniteError
 from test_checkpoint import DAMAGES, flip
 from test_trainer import RESUMABLE, history
 

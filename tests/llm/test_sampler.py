@@ -21,8 +21,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aent_llm import sampler
-from aent_llm.agreement import incomparable
+from aent_llm.training import vllm_sync
+from aent_llm.training.agreement import incomparable
 
 LAYERS, HIDDEN, VOCABULARY = 2, 64, 510  # 510: not a multiple of 64, so that vLLM pads embedding and head
 STALE = 0.3  # size of the random step after which a forgotten tensor must show
@@ -44,7 +44,7 @@ FORGET = {  # control -> the tensors whose old values a sync hands over
 
 def check(sampled, trained, mask, *, tolerance=1e-3, generation=None):
     rows = (torch.tensor(value, dtype=torch.float32) for value in (sampled, trained, mask))
-    return sampler.check_sync(*rows, tolerance=tolerance, generation=generation, model=None, step=7)
+    return vllm_sync.check_sync(*rows, tolerance=tolerance, generation=generation, model=None, step=7)
 
 
 logps = st.floats(-30, 0, width=32)
@@ -57,7 +57,7 @@ def test_gap_is_the_mean_over_scored_tokens_of_the_mask(tokens):
     columns = [[list(column)] for column in zip(*tokens, strict=True)]
     if not gaps:
         with pytest.warns(UserWarning, match="step 7: the sampler scored no completion token"):
-            assert check(*columns) == sampler.SyncReport(0.0, 0.0, 0)
+            assert check(*columns) == vllm_sync.SyncReport(0.0, 0.0, 0)
         return
     report = check(*columns, tolerance=100.0)
     assert report.tokens == len(gaps)
@@ -67,14 +67,16 @@ def test_gap_is_the_mean_over_scored_tokens_of_the_mask(tokens):
 
 def test_beyond_the_tolerance_it_stops_and_says_where():
     rows = ([[-1.0, -2.0, -9.0]], [[-1.0, -2.5, -1.0]], [[1, 1, 0]])  # mean of 0 and 0.5; the masked 8 does not count
-    assert check(*rows, tolerance=0.25) == sampler.SyncReport(0.25, 0.5, 2)
-    with pytest.raises(sampler.SyncError, match=r"step 7: .* 0\.25 nats per token .*largest 0\.5, 2 tokens.*is 0\.2\."):
+    assert check(*rows, tolerance=0.25) == vllm_sync.SyncReport(0.25, 0.5, 2)
+    with pytest.raises(
+        vllm_sync.SyncError, match=r"step 7: .* 0\.25 nats per token .*largest 0\.5, 2 tokens.*is 0\.2\."
+    ):
         check(*rows, tolerance=0.2)
 
 
 @pytest.mark.parametrize("trained", [math.nan, math.inf, -math.inf])
 def test_a_trainer_that_is_not_finite_is_a_failure_not_a_skip(trained):
-    with pytest.raises(sampler.SyncError, match="inf nats"):
+    with pytest.raises(vllm_sync.SyncError, match="inf nats"):
         check([[-1.0, -1.0]], [[-1.0, trained]], [[1, 1]], tolerance=1e6)
 
 
@@ -85,8 +87,8 @@ def test_shapes_must_agree():
 
 def test_a_server_leaves_only_the_gap():
     server = SimpleNamespace(mode="server", accelerator=SimpleNamespace(gather=lambda tensor: tensor))
-    with pytest.raises(sampler.SyncError, match="only the gap of the log-probs is available"):
-        sampler.check_sync(
+    with pytest.raises(vllm_sync.SyncError, match="only the gap of the log-probs is available"):
+        vllm_sync.check_sync(
             *(torch.full((1, 2), value) for value in (-1.0, -2.0, 1.0)),
             tolerance=0.1,
             generation=server,  # pyright: ignore[reportArgumentType]
@@ -97,12 +99,12 @@ def test_a_server_leaves_only_the_gap():
 
 @pytest.mark.parametrize(("dtype", "rounding"), [(torch.float32, 2e-5), (torch.bfloat16, 2**-8)])
 def test_tolerance_lies_between_rounding_and_a_stale_tensor(dtype, rounding):
-    assert 10 * rounding < sampler.default_tolerance(dtype) < 1.0
+    assert 10 * rounding < vllm_sync.default_tolerance(dtype) < 1.0
 
 
 def test_tolerance_of_a_dtype_vllm_lacks():
     with pytest.raises(ValueError, match=r"got torch\.float64"):
-        sampler.default_tolerance(torch.float64)
+        vllm_sync.default_tolerance(torch.float64)
 
 
 # --- fast: settings --------------------------------------------------------------------------------------------------
@@ -141,14 +143,14 @@ def test_a_nucleus_moves_log_probs_by_the_log_of_its_mass():
     trained = torch.randn(1, 40, generator=torch.Generator().manual_seed(0)).log_softmax(-1)
     kept = trained >= trained.median()
     sampled = trained - trained[kept].logsumexp(0)
-    report = sampler.check_sync(sampled, trained, kept, tolerance=10, generation=None, model=None, step=0)
+    report = vllm_sync.check_sync(sampled, trained, kept, tolerance=10, generation=None, model=None, step=0)
     assert report.mean_gap == pytest.approx(-float(trained[kept].exp().sum().log()), rel=1e-5)
-    assert report.mean_gap > 100 * sampler.default_tolerance(torch.float32)
+    assert report.mean_gap > 100 * vllm_sync.default_tolerance(torch.float32)
 
 
 def test_no_engine_options_without_a_colocated_engine():
     for settings in ({"use_vllm": False}, {"use_vllm": True, "vllm_mode": "server"}):
-        assert sampler.default_engine_options(torch.nn.Linear(1, 1), config(**settings)) == {}
+        assert vllm_sync.default_engine_options(torch.nn.Linear(1, 1), config(**settings)) == {}
 
 
 @pytest.mark.parametrize(
@@ -174,7 +176,7 @@ def test_the_cache_of_the_engine_is_bounded(length, batch, expected):
         steps_per_generation=1,
         vllm_tensor_parallel_size=1,
     )
-    assert sampler._cache_bytes(SimpleNamespace(config=shape), args) == expected  # pyright: ignore[reportArgumentType]
+    assert vllm_sync._cache_bytes(SimpleNamespace(config=shape), args) == expected  # pyright: ignore[reportArgumentType]
 
 
 # --- fast: contract with TRL, read off its source (importing it would load vLLM here) ---------------------------------
@@ -237,7 +239,7 @@ def scenario(name, folder, timeout=220):
 
 
 def package():
-    return str(Path(sampler.__file__).parent.parent)
+    return str(Path(vllm_sync.__file__).parent.parent)
 
 
 def engine_is_installed():
@@ -392,7 +394,7 @@ def colocated(name, folder):
     )
     original = vllm_generation.LLM  # pyright: ignore[reportPrivateImportUsage]
     lora = LoraConfig(r=4, target_modules=targets, task_type="CAUSAL_LM") if targets else None
-    with sampler.engine_options(**sampler.default_engine_options(model, args)):
+    with vllm_sync.engine_options(**vllm_sync.default_engine_options(model, args)):
         trainer = Watched(
             model=model,
             args=args,
@@ -403,7 +405,7 @@ def colocated(name, folder):
         )
     generation = trainer.vllm_generation
     alone = attempt(generation.sync_weights)
-    sampler.mend_sync(generation)
+    vllm_sync.mend_sync(generation)
     trainer.train()
     cached = generation.llm.generate(
         [{"prompt_token_ids": prompt_ids(tokenizer, row)} for row in (3, 4)], use_tqdm=False
@@ -432,7 +434,7 @@ def attempt(action):
 
 
 def checked(trainer, scored, tolerance):
-    return sampler.check_sync(
+    return vllm_sync.check_sync(
         scored["sampling_per_token_logps"],
         scored["old_per_token_logps"],
         scored["completion_mask"],
@@ -465,7 +467,7 @@ def look(trainer, scored, folder):
         "mean_gap": report.mean_gap,
         "max_gap": report.max_gap,
         "tokens": report.tokens,
-        "diagnosis": sampler.diagnose(trainer.vllm_generation, trainer.model),
+        "diagnosis": vllm_sync.diagnose(trainer.vllm_generation, trainer.model),
         "greedy": tokens,
         "greedy_logps": [row[token].logprob for row, token in zip(answer.outputs[0].logprobs, tokens, strict=True)],
         "expected_greedy": expected,
@@ -499,19 +501,19 @@ def forget(trainer, control, names):
     before = {name: tensor.clone() for name, tensor in generation._iter_named_params() if name in names}
     assert len(before) == len(names)
     step(trainer.model)
-    current, repack, reset = generation._iter_named_params, sampler._repack_heads, generation.llm.reset_prefix_cache
+    current, repack, reset = generation._iter_named_params, vllm_sync._repack_heads, generation.llm.reset_prefix_cache
     if names:
         generation._iter_named_params = lambda: ((name, before.get(name, tensor)) for name, tensor in current())
     if control == "head":
-        sampler._repack_heads = lambda engine: None
+        vllm_sync._repack_heads = lambda engine: None
     if control == "prefix":
         generation.llm.reset_prefix_cache = lambda: None
     generation.sync_weights()
-    generation._iter_named_params, sampler._repack_heads, generation.llm.reset_prefix_cache = current, repack, reset
+    generation._iter_named_params, vllm_sync._repack_heads, generation.llm.reset_prefix_cache = current, repack, reset
     trainer._last_loaded_step = trainer.state.global_step  # no second sync
     try:
-        checked(trainer, rollout(trainer, synced=True), sampler.default_tolerance(torch.float32))
-    except sampler.SyncError as error:
+        checked(trainer, rollout(trainer, synced=True), vllm_sync.default_tolerance(torch.float32))
+    except vllm_sync.SyncError as error:
         return str(error)
     return "fine"
 
@@ -558,11 +560,11 @@ def one_rank(folder):
     mask = torch.tensor([[1, 1 - rank, 1 - rank]])
     server = SimpleNamespace(mode="server", accelerator=accelerator)
     common = {"generation": server, "model": torch.nn.Linear(1, 1), "step": 3}
-    report = sampler.check_sync(sampled, trained, mask, tolerance=1.0, **common)
+    report = vllm_sync.check_sync(sampled, trained, mask, tolerance=1.0, **common)
     try:
-        sampler.check_sync(sampled, trained, mask, tolerance=0.05, **common)
+        vllm_sync.check_sync(sampled, trained, mask, tolerance=0.05, **common)
         error = ""
-    except sampler.SyncError as raised:
+    except vllm_sync.SyncError as raised:
         error = str(raised)
     seen = {"report": [report.mean_gap, report.max_gap, report.tokens], "error": error}
     (folder / f"rank{rank}.json").write_text(json.dumps(seen))

@@ -16,8 +16,8 @@ from aent.controllers import BangBang, Spring
 from aent.entropy import Full, Nucleus, Tsallis
 from aent.methods import METHODS
 from aent.shaping import Shaping, Tokens
-from aent_llm import config as configs
-from aent_llm.config import AEntGRPOConfig
+from aent_llm.training import config as configs
+from aent_llm.training.config import AEntGRPOConfig
 
 TWICE = {"num_iterations": 2, "max_steps": 2}  # the second update is off policy
 SHAPED = [name for name, method in METHODS.items() if not method.shaping.is_plain]

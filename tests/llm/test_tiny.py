@@ -17,7 +17,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aent_llm import tiny
+from aent_llm.data import tiny
 
 SMALL = tiny.TinySpec(
     habit_learning_rate=5e-3,

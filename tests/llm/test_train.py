@@ -19,10 +19,10 @@ import yaml
 
 import small
 from aent.runs import Run, locked, read_run
-from aent_llm import sampler, train
 from aent_llm.__main__ import main
-from aent_llm.checkpoint import read_checked, write_checked
-from aent_llm.trainer import AEntGRPOTrainer
+from aent_llm.training import train, vllm_sync
+from aent_llm.training.checkpoint import read_checked, write_checked
+from aent_llm.training.trainer import AEntGRPOTrainer
 
 HERE = Path(__file__).parent
 PATHS = os.pathsep.join([str(HERE), *os.environ.get("PYTHONPATH", "").split(os.pathsep)])
@@ -425,7 +425,7 @@ def test_memory_that_runs_out_is_told_in_one_line(parts, tmp_path, capsys, monke
 def test_a_sampler_out_of_sync_ends_in_one_line(parts, tmp_path, capsys, monkeypatch) -> None:
     def out_of_sync(trainer, theirs, ours, mask):
         ours, step = ours.detach(), trainer.state.global_step
-        sampler.check_sync(ours - 1, ours, mask, tolerance=0.2, generation=None, model=None, step=step)
+        vllm_sync.check_sync(ours - 1, ours, mask, tolerance=0.2, generation=None, model=None, step=step)
 
     monkeypatch.delenv("AENT_DEBUG", raising=False)
     monkeypatch.setattr(AEntGRPOTrainer, "_check_sampler", out_of_sync)

@@ -12,8 +12,8 @@ from trl import GRPOTrainer
 import small
 from aent.controllers import Band, BangBang, Constant
 from aent.entropy import DropLowest, Full, TopK, entropy
-from aent_llm.config import AEntGRPOConfig
-from aent_llm.trainer import AEntGRPOTrainer, NonFiniteError
+from aent_llm.training.config import AEntGRPOConfig
+from aent_llm.training.trainer import AEntGRPOTrainer, NonFiniteError
 
 TOP = TopK(9)
 FIXED = {"entropy_support": TOP, "entropy_controller": 0.5}

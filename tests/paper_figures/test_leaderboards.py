@@ -198,7 +198,7 @@ def test_f16_draws_one_dot_per_run(tmp_path, monkeypatch):
 
 
 def test_f16_knows_every_arm_of_the_experiment():
-    leaderboard = pytest.importorskip("aent_llm.leaderboard")
+    leaderboard = pytest.importorskip("experiments.all_methods")
     assert set(leaderboard.ARMS) == set(published.METHODS) | set(f16_llm_leaderboard.PARTS)
     first = {name: settings[0].value for name, settings in leaderboard.ARMS.items()}
     smaller = {name: min(one.value for one in settings) for name, settings in leaderboard.ARMS.items()}

@@ -98,7 +98,7 @@ def test_nulls_become_gaps_and_stay_out_of_the_means(cut, tmp_path, monkeypatch)
 @pytest.mark.parametrize(
     ("text", "error", "said"),
     [
-        (None, FileNotFoundError, "aent_llm.study sweep"),
+        (None, FileNotFoundError, "experiments.three_way sweep"),
         ('{"provenance": {}}\n', ValueError, "no finished run"),
         ('{"provenance": {}}\n{"arm": \n', ValueError, "line 2: expected one JSON object"),
     ],

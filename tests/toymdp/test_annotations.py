@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 FOLDER = Path(__file__).parent
-MODULES = ["toymdp.mdp", "toymdp.bounds", "toymdp.attacks"]
+MODULES = ["toymdp.mdp", "toymdp.theory.bounds", "toymdp.theory.attacks"]
 CHECKER = "beartype.beartype"
 EVERYTHING_ELSE = "not holds and not noticed and not control and not finite_numbers"  # than a whole `verify`
 

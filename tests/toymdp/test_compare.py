@@ -25,8 +25,8 @@ from toymdp.compare import (
     interquartile_mean,
     knob_effect,
 )
-from toymdp.learners import Learner
 from toymdp.methods import BANDS, FIELD, STRENGTHS, SUPPORTS
+from toymdp.training.learners import Learner
 
 CELL = Cell("smoke-bandit", Learner(40, 0.05), (0.02, 0.05))
 
@@ -81,7 +81,7 @@ def test_evaluate_is_the_learner_with_that_setting() -> None:
     from aent.controllers import Constant
     from aent.entropy import TopK
     from toymdp import suite
-    from toymdp.learners import train
+    from toymdp.training.learners import train
 
     rows = evaluate(CELL, METHODS["keep100"], [(0.1, 0.02), (0.3, 0.05)], [4, 5])
     alone = train(

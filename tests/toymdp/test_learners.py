@@ -18,11 +18,12 @@ from hypothesis import strategies as st
 
 from aent.controllers import Anchored, Band, BangBang, Constant, Dual, ProportionalIntegral, Schedule
 from aent.entropy import DropLowest, Full, Nucleus, TopK, entropy, support_weights
-from toymdp import kernels, learners, suite
-from toymdp.batch import Parameters, Randoms, Skeletons
+from toymdp import suite
 from toymdp.families import Instance, lump, random_tree, token_tree, units
-from toymdp.learners import Learner, reference_step, train
 from toymdp.mdp import TokenMDP, optimum, softmax, value, visitation
+from toymdp.training import kernels, learners
+from toymdp.training.batch import Parameters, Randoms, Skeletons
+from toymdp.training.learners import Learner, reference_step, train
 
 
 def rng(seed: int = 0) -> np.random.Generator:
@@ -518,7 +519,7 @@ def test_train_refuses() -> None:
 _DIGEST = """
 import hashlib, numpy as np
 from toymdp.families import token_tree
-from toymdp.learners import Learner, train
+from toymdp.training.learners import Learner, train
 runs = [token_tree(np.random.default_rng(s), actions=300, optimal=1) for s in range(2)]
 print(hashlib.sha256(train(runs, Learner(30, 0.03)).logits.tobytes()).hexdigest())
 """

@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def check(name: str, *, holds: bool, control: bool = False) -> SimpleNamespace:
-    """Stands for ``toymdp.propositions.Check``."""
+    """Stands for ``toymdp.theory.propositions.Check``."""
     return SimpleNamespace(
         name=name,
         statement=f"[{name}] lhs <= rhs",
@@ -304,7 +304,7 @@ def test_verify_fails_when_a_claim_fails_or_a_negative_control_does_not(monkeypa
         asked.update(options)
         return checks
 
-    monkeypatch.setattr("toymdp.propositions.verify", verify)
+    monkeypatch.setattr("toymdp.theory.propositions.verify", verify)
     assert main(["verify", "--scale", "smoke", "--seed", "7"]) == status
     assert asked == {"scale": "smoke", "seed": 7, "progress": True}
     out = capsys.readouterr().out
@@ -358,7 +358,7 @@ def test_names_are_whole_in_a_pipe_too(compared):
 def test_list_does_not_load_what_only_compare_and_verify_need():
     code = (
         "import sys; from toymdp.__main__ import main; main(['list', '--tag', 'smoke'])\n"
-        "print([m for m in ('toymdp.compare', 'toymdp.propositions', 'numba', 'pandas', 'torch') if m in sys.modules])"
+        "print([m for m in ('toymdp.compare', 'toymdp.theory.propositions', 'numba', 'pandas', 'torch') if m in sys.modules])"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout
     assert out.splitlines()[-1] == "[]"
@@ -398,12 +398,12 @@ def test_no_place_for_compiled_code_is_a_warning(tmp_path):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
     (tmp_path / "toymdp" / "__pycache__").write_text("")
     places = dict.fromkeys(("HOME", "XDG_CACHE_HOME", "NUMBA_CACHE_DIR"), str(tmp_path / "toymdp" / "__pycache__"))
-    code = "import toymdp.kernels as k; print(k.OPTIONS['cache'], k.__file__)"
+    code = "import toymdp.training.kernels as k; print(k.OPTIONS['cache'], k.__file__)"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(tmp_path), **places},
         capture_output=True, text=True, check=False,
     )  # fmt: skip
-    assert done.stdout == f"False {tmp_path}/toymdp/kernels.py\n"
+    assert done.stdout == f"False {tmp_path}/toymdp/training/kernels.py\n"
     assert "NUMBA_CACHE_DIR names one" in done.stderr
 
 

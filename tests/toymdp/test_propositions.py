@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize_scalar
 from scipy.special import lambertw
 
-from toymdp import bounds, laws, propositions
-from toymdp.attacks import KINDS, Case, ascent, bandit, cases, maximise
-from toymdp.checks import Check, Sample, at_most, rows_of, worst_of
 from toymdp.families import lump, random_mdp, random_tree, token_tree
 from toymdp.mdp import TokenMDP, optimum, policy_gradient, response_entropy, soft_optimum, softmax, value
+from toymdp.theory import bounds, laws, propositions
+from toymdp.theory.attacks import KINDS, Case, ascent, bandit, cases, maximise
+from toymdp.theory.checks import Check, Sample, at_most, rows_of, worst_of
 
 CONTROLS_PER_CLAIM = {"P1": 4, "P1b": 2, "P2": 5, "P2c": 2, "P3": 1, "P4": 1, "P5": 5}
 

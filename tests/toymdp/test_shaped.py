@@ -31,13 +31,14 @@ from aent.shaping import (
     TemperedReinforce,
     Weights,
 )
-from toymdp import kernels, learners, shaped, suite
-from toymdp.batch import History, Randoms
+from toymdp import suite
 from toymdp.families import Instance, token_tree, units
-from toymdp.learners import Learner, train
 from toymdp.mdp import TokenMDP, optimum, softmax, value, visitation
 from toymdp.methods import METHODS
-from toymdp.shaped import _Runs, gradient, train_shaped
+from toymdp.training import kernels, learners, shaped
+from toymdp.training.batch import History, Randoms
+from toymdp.training.learners import Learner, train
+from toymdp.training.shaped import _Runs, gradient, train_shaped
 
 SUPPORTS = (Full(), DropLowest(0.5), TopK(3))
 RECORDS = ("value", "full_entropy", "support_entropy", "coefficient", "logits")

@@ -1,0 +1,1 @@
+"""Timings of our code beside its peers and its floor; run from the root of a checkout, not installed."""

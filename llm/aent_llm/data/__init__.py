@@ -1,0 +1,1 @@
+"""Problems, answers and rewards: what a model is asked, and whether it is right."""

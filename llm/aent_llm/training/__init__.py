@@ -1,0 +1,1 @@
+"""GRPO with entropy control: the trainer, its settings, its checkpoints and the ``train`` command."""

@@ -1,0 +1,1 @@
+"""The propositions of the paper, their bounds, and the attacks on them."""

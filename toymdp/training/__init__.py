@@ -1,0 +1,1 @@
+"""Many runs of a tabular learner at once, as arrays."""
