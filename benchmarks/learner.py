@@ -15,9 +15,7 @@ The same problem for all: a plausible-head bandit, group of 16 sampled responses
 from __future__ import annotations
 
 import argparse
-import time
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -25,12 +23,12 @@ import numpy as np
 import pandas as pd
 
 from aent import cli
-from aent.controllers import Constant
 from aent.entropy import DropLowest, Full, Support, TopK, entropy
 from toymdp.families import Instance, token_tree
-from toymdp.training.learners import Learner, train
+from toymdp.training.learners import Learner
+from toymdp.training.timing import COEFFICIENT, copy_bandwidth, time_per_step, time_step, train_steps
 
-COEFFICIENT, RATE, GROUP = 0.1, 0.02, 16
+RATE, GROUP = 0.02, 16
 SUPPORTS: tuple[Support, ...] = (Full(), DropLowest(0.4), TopK(100))
 
 
@@ -42,12 +40,14 @@ def step_table(actions: int = 100_000, runs: int = 16, steps: int = 200, repeats
     for optimiser in ("sgd", "adam"):
         floor = actions * {"sgd": 8, "adam": 24}[optimiser] / bandwidth * 1e6
         for support in SUPPORTS:
-            ours = _per_step(partial(_ours, instances, optimiser, support), runs, steps, repeats)
-            plain = _per_step(partial(_numpy_loop, instances[:2], optimiser, support), 2, max(5, steps // 20), repeats)
+            ours = time_per_step(partial(_ours, instances, optimiser, support), runs, steps, repeats)
+            plain = time_per_step(
+                partial(_numpy_loop, instances[:2], optimiser, support), 2, max(5, steps // 20), repeats
+            )
             row = {"optimiser": optimiser, "support": repr(support), "ours": ours, "numpy": plain, "floor": floor}
             loop = _torch_loop_or_none()
             if loop is not None:
-                row["torch"] = _per_step(
+                row["torch"] = time_per_step(
                     partial(loop, instances, optimiser, support), runs, max(5, steps // 20), repeats
                 )
             rows.append(row)
@@ -59,33 +59,11 @@ def step_table(actions: int = 100_000, runs: int = 16, steps: int = 200, repeats
     return table
 
 
-def copy_bandwidth(megabytes: int = 256, repeats: int = 5) -> float:
-    """Bytes per second that one thread reads and writes while copying an array much larger than the caches."""
-    source = np.ones(megabytes << 18, np.float32)
-    target = np.empty_like(source)
-    return 2 * source.nbytes / min(_seconds(lambda: np.copyto(target, source)) for _ in range(repeats))
-
-
-def our_step(instances: list[Instance], learner: Learner, support: Support, steps: int, repeats: int = 3) -> float:
-    """Microseconds per run and step of the batched learner (one thread)."""
-    return _per_step(partial(_train, instances, learner, support), len(instances), steps, repeats)
-
-
 # ---------------------------------------------------------------------------------------------------- the contenders
 
 
-def _train(instances: list[Instance], learner: Learner, support: Support, steps: int) -> None:
-    train(
-        instances,
-        replace(learner, steps=steps, record_every=steps),
-        support=support,
-        controller=Constant(COEFFICIENT),
-        n_jobs=1,
-    )
-
-
 def _ours(instances: list[Instance], optimiser: str, support: Support, steps: int) -> None:
-    _train(instances, Learner(1, RATE, optimiser, group_size=GROUP), support, steps)
+    train_steps(instances, Learner(1, RATE, optimiser, group_size=GROUP), support, steps)
 
 
 def _numpy_loop(instances: list[Instance], optimiser: str, support: Any, steps: int) -> None:
@@ -117,7 +95,7 @@ def _numpy_loop(instances: list[Instance], optimiser: str, support: Any, steps: 
 
 def _torch_loop_or_none() -> Callable[..., None] | None:
     try:
-        import torch  # noqa: PLC0415
+        import torch
     except ImportError:
         return None
 
@@ -144,20 +122,6 @@ def _torch_loop_or_none() -> Callable[..., None] | None:
     return loop
 
 
-def _per_step(contender: Callable[[int], None], runs: int, steps: int, repeats: int) -> float:
-    """Microseconds per run and step; the time of a one-step run (set-up, compilation) is taken off."""
-    contender(1)
-    once = min(_seconds(lambda: contender(1)) for _ in range(repeats))
-    many = min(_seconds(lambda: contender(1 + steps)) for _ in range(repeats))
-    return (many - once) / steps / runs * 1e6
-
-
-def _seconds(call: Callable[[], Any]) -> float:
-    begin = time.perf_counter()
-    call()
-    return time.perf_counter() - begin
-
-
 def main() -> None:
     """Print the tables."""
     parser = cli.Parser(
@@ -174,7 +138,7 @@ def main() -> None:
         print(step_table(args.actions, args.runs, args.steps).to_string(index=False))
         print(f"copy bandwidth of one thread: {copy_bandwidth() / 1e9:.1f} GB/s read + written")
         lumped = [token_tree(np.random.default_rng(0), actions=10**9, optimal=1, bins=512)]
-        per_step = our_step(lumped, Learner(1, 0.3, "sgd", "exact"), TopK(100), steps=1000)
+        per_step = time_step(lumped, Learner(1, 0.3, "sgd", "exact"), TopK(100), steps=1000)
         print(f"lumped, |A| = 10^9: {per_step:.1f} microseconds per exact step")
 
 

@@ -71,7 +71,7 @@ def _methods(support: DropLowest | TopK, kept: int, vocabulary: int) -> dict[str
         "numpy.sort": lambda logits: np.sort(logits, axis=-1),
     }
     try:
-        import torch  # noqa: PLC0415  (importing aent must never load torch)
+        import torch
     except ImportError:
         return methods
     tensor = torch.from_numpy

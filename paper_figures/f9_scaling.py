@@ -13,12 +13,12 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from aent.entropy import Full, TopK
-from benchmarks.learner import copy_bandwidth, our_step
 from paper_figures import style
 from paper_figures.scale import Frame, Progress, Scale, silent
 from paper_figures.verdicts import Verdict
 from toymdp.families import token_tree
 from toymdp.training.learners import Learner
+from toymdp.training.timing import copy_bandwidth, time_step
 
 TITLE = "How a training step scales"
 CLAIM = "A step costs what moving its logits costs: linear in actions and states, and free of |A| when lumped."
@@ -72,14 +72,14 @@ def _measure(panel: str, name: str, x: int, rng: np.random.Generator, repeats: i
     if panel == "lumped":
         instance = token_tree(rng, actions=x, optimal=1, bins=512)
         learner = Learner(1, 0.1, "adam", "exact")
-        return 24.0 * instance.mdp.entries, our_step([instance] * 4, learner, TopK(100), 200, repeats)
+        return 24.0 * instance.mdp.entries, time_step([instance] * 4, learner, TopK(100), 200, repeats)
     actions, horizon = (x, 1) if panel == "actions" else (10_000, x if panel == "horizon" else 1)
     runs = x if panel == "runs" else 1 if actions > 10**5 else 4
     instance = token_tree(rng, actions=actions, optimal=1, horizon=horizon)
     learner = Learner(1, 0.02, "sgd" if name == "sgd" else "adam")
     entries = instance.mdp.states * actions
     steps = int(np.clip(2e7 / (entries * runs), 8, 200))
-    taken = our_step([instance] * runs, learner, TopK(100) if name == "kept" else Full(), steps, repeats)
+    taken = time_step([instance] * runs, learner, TopK(100) if name == "kept" else Full(), steps, repeats)
     return float(BYTES[name] * entries), taken
 
 

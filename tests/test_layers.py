@@ -1,10 +1,13 @@
 """Who may import whom, read off the source of every file, and what an import really loads.
 
-    paper_figures -> toymdp -> aent <- aent_llm
+    paper_figures -> toymdp -> aent <- aent_llm          benchmarks, experiments -> all of them
+
+Inside a package with rooms, a room may import itself and the rooms before it in ``ROOMS``, and no modules import each
+other in a circle; imports inside functions and for type checkers count too.
 
 Each package may import itself, the packages below it, the standard library and what ``pyproject.toml`` declares for it;
-nothing else, also not inside a function. Exceptions, inside functions: the two benchmarks measure torch as a peer, and
-a rule or a reward may be any class or callable that the user names.
+nothing else, also not inside a function. Exception, inside functions: a rule or a reward may be any class or callable
+that the user names.
 """
 
 import ast
@@ -19,15 +22,16 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-LAZY = {
-    "benchmarks/selection.py": {"torch"}, "benchmarks/learner.py": {"torch"}, "aent/registry.py": {"<decided at run time>"},
-    "llm/aent_llm/data/rewards.py": {"<decided at run time>"},
-}  # fmt: skip
+LAZY = {file: {"<decided at run time>"} for file in ("aent/registry.py", "llm/aent_llm/data/rewards.py")}
 MATPLOTLIB = {"matplotlib", "cycler", "PIL"}  # colour cycles cannot be set without its own cycler; Pillow comes with it
 # ruamel.yaml's package; vLLM is one of two extras, imported inside functions; the next two come with datasets, one with
 # transformers, Triton with CUDA builds of torch, so that only kernels.py may need it to be imported at all
 LLM = {"ruamel", "vllm", "numpy", "pyarrow", "huggingface_hub", "safetensors", "triton"}
 FOLDERS = {"aent_llm": "llm/aent_llm"}  # packages that are not at the root of the checkout
+ROOMS = {  # from the ground up; "" holds what is in no room
+    "toymdp": [("mdp", "families", "suite"), ("theory", "training"), ("",)],
+    "aent_llm": [("schema", "config_files", "head"), ("data",), ("measure",), ("training",), ("",)],
+}
 
 
 def declared(*extras: str) -> set[str]:
@@ -43,6 +47,9 @@ ALLOWED = {
     "paper_figures": {"paper_figures", "toymdp", "aent"} | declared("toymdp", "figures") | MATPLOTLIB,
     "aent_llm": {"aent_llm", "aent"} | declared("llm") | LLM,
 }
+EVERYTHING = set().union(*ALLOWED.values())
+ALLOWED |= {"benchmarks": EVERYTHING | {"benchmarks"}, "experiments": EVERYTHING | {"experiments"}}
+INSTALLED = ["aent", "toymdp", "paper_figures", "aent_llm"]
 
 
 def forbidden(source: str, file: str) -> list[str]:

@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import importlib.util
 import re
 from pathlib import Path
 
@@ -20,17 +21,25 @@ def missing(text: str) -> list[str]:
 
 
 def _resolves(name: str) -> bool:
-    package, module, *attributes = name.split(".")
-    try:
-        found = importlib.import_module(f"{package}.{module}")
-    except ModuleNotFoundError:
+    words = name.split(".")
+    modules = [".".join(words[:end]) for end in range(1, len(words) + 1)]
+    known = [module for module in modules if _importable(module)]
+    if len(known) < 2:  # a package alone names nothing
         return False
-    for attribute in attributes:
+    found = importlib.import_module(known[-1])
+    for attribute in words[len(known) :]:
         fields = getattr(found, "__dataclass_fields__", {})  # a field without a default is no attribute of the class
         if not hasattr(found, attribute) and attribute not in fields:
             return False
         found = getattr(found, attribute, None)
     return True
+
+
+def _importable(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # its parent is a module, not a package
+        return False
 
 
 def _has(path: str, test: str) -> bool:

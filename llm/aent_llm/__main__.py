@@ -12,10 +12,10 @@ from aent.names import suggest
 from aent_llm.training import signals
 
 COMMANDS = {
-    "train": ("train", "GRPO with an entropy bonus and a controller, from a YAML file"),
-    "eval": ("evaluate", "avg@k, pass@k, maj@k of a model on benchmarks or a local file"),
-    "calibrate": ("calibrate", "measure a model's entropies and write an entropy block for it"),
-    "compare": ("compare", "curves and a table of finished or running runs"),
+    "train": ("training.train", "GRPO with an entropy bonus and a controller, from a YAML file"),
+    "eval": ("measure.evaluate", "avg@k, pass@k, maj@k of a model on benchmarks or a local file"),
+    "calibrate": ("measure.calibrate", "measure a model's entropies and write an entropy block for it"),
+    "compare": ("measure.compare", "curves and a table of finished or running runs"),
     "configs": ("config_files", "the configs that come with the package; a copy of one to start from"),
 }
 

@@ -90,7 +90,7 @@ def serve() -> None:
 
 def _running_child() -> subprocess.Popen[str]:
     if not _CHILD or _CHILD[0].poll() is not None:
-        package = str(Path(__file__).parent.parent)
+        package = str(Path(__file__).parents[2])
         code = f"import sys; sys.path.insert(0, {package!r}); from aent_llm.data.mathematics import serve; serve()"
         child = subprocess.Popen(
             [sys.executable, "-c", code],
