@@ -13,6 +13,7 @@ import argparse
 import io
 import math
 import os
+import runpy
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import BrokenExecutor
@@ -30,6 +31,7 @@ __all__ = [
     "one_line",
     "positive_number",
     "run",
+    "run_as",
     "whole_number",
     "workers",
 ]
@@ -82,6 +84,13 @@ def run(name: str, command: Callable[[], int | None], *, extra: str) -> int:
             raise
         print(f"{name}: {describe(error, extra=extra)}", file=sys.stderr)
         return BROKEN_OFF if isinstance(error, GIVEN_UP) else 2
+
+
+def run_as(package: str, command: str) -> NoReturn:
+    """Run ``python -m package command`` with this process's arguments, as the module of the command does when run."""
+    sys.argv[1:1] = [command]
+    runpy.run_module(package, run_name="__main__", alter_sys=True)
+    raise SystemExit(0)
 
 
 def describe(error: Exception, *, extra: str) -> str:

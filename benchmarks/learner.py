@@ -25,7 +25,7 @@ import pandas as pd
 from aent import cli
 from aent.entropy import DropLowest, Full, Support, TopK, entropy
 from toymdp.families import Instance, token_tree
-from toymdp.training.learners import Learner
+from toymdp.training.config import Learner
 from toymdp.training.timing import COEFFICIENT, copy_bandwidth, time_per_step, time_step, train_steps
 
 RATE, GROUP = 0.02, 16

@@ -23,7 +23,8 @@ from paper_figures.verdicts import Verdict
 from toymdp import suite
 from toymdp.compare import GAIN, Budget, Cell, compare, knob_effect, resolved, summarise
 from toymdp.methods import FIELD, METHODS
-from toymdp.training.learners import Learner, train
+from toymdp.training.config import Learner
+from toymdp.training.learners import train
 
 TITLE = "Every method of the field, tuned with one budget"
 CLAIM = """Methods published for entropy control end at a higher value than plain GRPO when each is tuned with the same

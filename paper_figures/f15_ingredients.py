@@ -19,7 +19,7 @@ from paper_figures.scale import Frame, Progress, Scale, silent
 from paper_figures.verdicts import Verdict
 from toymdp.compare import Budget, Cell, resolved, summarise, tune_and_test
 from toymdp.methods import CONTROLLERS, METHODS, Method
-from toymdp.training.learners import Learner
+from toymdp.training.config import Learner
 
 TITLE = "Which ingredient does the work: the clamp or the controller?"
 CLAIM = """AEnt's two ingredients, the clamp (p = .33) and the adaptive coefficient, each improve on the entropy bonus

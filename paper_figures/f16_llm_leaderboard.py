@@ -1,9 +1,9 @@
 """F16: every method of the field in GRPO on the embedded language model, at two values of its knob, and AEnt's parts.
 
-Drawn from committed runs (``records/llm_methods.jsonl``, made by ``python -m experiments.all_methods``), the same at every
-scale and seed. Nothing was tuned, so nothing was selected: both values are shown. Judged is held-out accuracy after
-training by differences between runs of the same seed and their 95% Student interval, as in F11; the verdict also says
-which of them are left after Holm's correction for the number of comparisons.
+Drawn from committed runs (``records/llm_methods.jsonl``, made by ``python -m experiments.all_methods``), the same at
+every scale and seed. Nothing was tuned, so nothing was selected: both values are shown. Judged is held-out accuracy
+after training by differences between runs of the same seed and their 95% Student interval, as in F11; the verdict also
+says which of them are left after Holm's correction for the number of comparisons.
 """
 
 from __future__ import annotations

@@ -27,7 +27,8 @@ from paper_figures.scale import Frame, Progress, Scale, silent
 from paper_figures.verdicts import Verdict
 from toymdp.compare import bootstrap_interval
 from toymdp.families import Instance, token_tree, units
-from toymdp.training.learners import Learner, train
+from toymdp.training.config import Learner
+from toymdp.training.learners import train
 
 TITLE = "The synthetic MDP of the paper's Fig. 1, at 10⁵ actions"
 CLAIM = "Fig. 1: the full entropy bonus helps with 10 to 15 optimal actions, not with 5 or fewer; a clamped one always."

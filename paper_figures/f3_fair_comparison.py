@@ -22,7 +22,7 @@ from paper_figures.verdicts import Verdict
 from toymdp.compare import Budget, Cell, best_setting, bootstrap_interval, evaluate, resolved, summarise, window
 from toymdp.methods import STRENGTHS
 from toymdp.methods import SUPPORTS as METHODS
-from toymdp.training.learners import Learner
+from toymdp.training.config import Learner
 
 TITLE = "Tuned fairly, who wins where?"
 CLAIM = (

@@ -25,7 +25,8 @@ from paper_figures.verdicts import Verdict
 from toymdp.families import Instance, token_tree
 from toymdp.mdp import soft_optimum
 from toymdp.theory.bounds import critical_coefficient
-from toymdp.training.learners import Learner, train
+from toymdp.training.config import Learner
+from toymdp.training.learners import train
 
 TITLE = "Phase diagram of the bonus: coefficient against sparsity"
 CLAIM = """With a full entropy bonus in a large action space the solution is lost as optima get sparse; clamping keeps

@@ -25,7 +25,8 @@ from paper_figures import style
 from paper_figures.scale import Frame, Progress, Scale, silent
 from paper_figures.verdicts import Verdict
 from toymdp.suite import make
-from toymdp.training.learners import Learner, train
+from toymdp.training.config import Learner
+from toymdp.training.learners import train
 
 TITLE = "Coefficient rules in closed loop"
 CLAIM = """An adaptive coefficient keeps the entropy in its band, where a constant one drifts, and keeps the policy

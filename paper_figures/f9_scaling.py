@@ -17,7 +17,7 @@ from paper_figures import style
 from paper_figures.scale import Frame, Progress, Scale, silent
 from paper_figures.verdicts import Verdict
 from toymdp.families import token_tree
-from toymdp.training.learners import Learner
+from toymdp.training.config import Learner
 from toymdp.training.timing import copy_bandwidth, time_step
 
 TITLE = "How a training step scales"

@@ -1,8 +1,8 @@
 """Committed records of language-model runs as tables, and the statistics that their figures share.
 
-``llm_tiny.jsonl`` is written by ``python -m experiments.three_way record``: provenance and config on the first line, then one
-line per run. It is read, never made: drawing needs no language model, and F10 to F13 are the same at every scale and
-seed. ``PAPER_FIGURES_LLM_RECORD`` names another file of the same kind.
+``llm_tiny.jsonl`` is written by ``python -m experiments.three_way record``: provenance and config on the first line,
+then one line per run. It is read, never made: drawing needs no language model, and F10 to F13 are the same at every
+scale and seed. ``PAPER_FIGURES_LLM_RECORD`` names another file of the same kind.
 
 Left out: the text of completions and the results per problem; they stay in the run directories.
 
@@ -53,8 +53,8 @@ def lines(path: Path | None = None) -> list[dict[str, Any]]:
     path = path or Path(os.environ.get(VARIABLE, RECORD))
     if not path.is_file():
         raise FileNotFoundError(
-            f"no record of language-model runs at {path}: make one with `python -m experiments.three_way sweep`, `compare` "
-            f"and `record`, or name another file in {VARIABLE}"
+            f"no record of language-model runs at {path}: make one with `python -m experiments.three_way sweep`, "
+            f"`compare` and `record`, or name another file in {VARIABLE}"
         )
     found = []
     for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):

@@ -42,7 +42,7 @@ from aent_llm.training.experiment import ModelConfig, parse_experiment
 from pages import ROOT, blocks, headings, numbers, prose, read, section
 from toymdp import compare as toys
 from toymdp.training.batch import History
-from toymdp.training.learners import Learner
+from toymdp.training.config import Learner
 
 TRL, AENT = "examples/trl_grpo.py", "examples/aent_grpo.py"
 

@@ -91,7 +91,8 @@ from aent.methods import method
 from my_rules import GoodOnly, Halving, MinP
 from toymdp import suite
 from toymdp.__main__ import main
-from toymdp.training.learners import Learner, train
+from toymdp.training.learners import train
+from toymdp.training.config import Learner
 
 instances, learner = [suite.make("smoke-bandit", seed) for seed in range(2)], Learner(4, 0.1, record_every=1)
 plain = train(instances, learner)

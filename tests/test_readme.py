@@ -26,7 +26,8 @@ from commands import run as run_command
 from pages import PAGES, ROOT, blocks, commands, leads_somewhere, links, read, section
 from paper_figures import registry
 from toymdp import compare, suite
-from toymdp.training.learners import Learner, train
+from toymdp.training.config import Learner
+from toymdp.training.learners import train
 
 README, EXTENDING = read("README.md"), read("docs/extending.md")
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")

@@ -34,7 +34,8 @@ from aent.cli import KILLED, BrokenOff, positive_number, whole_number, workers
 from aent.runs import Run, locked, read_run
 from toymdp import suite
 from toymdp.methods import METHODS, STRENGTHS, Method
-from toymdp.training.learners import Learner, train
+from toymdp.training.config import Learner
+from toymdp.training.learners import train
 
 Frame = Any  # a pandas DataFrame; pandas ships no types
 

@@ -41,11 +41,6 @@ def main(argv: list[str] | None = None) -> int:
     return 2
 
 
-def command(name: str) -> int:
-    """Run one command as the whole process: ``python -m aent_llm.measure.evaluate`` is ``python -m aent_llm eval``."""
-    return signals.whole_process(lambda: main([name, *sys.argv[1:]]))
-
-
 def _run(name: str, arguments: list[str]) -> int:
     try:
         return importlib.import_module(f"aent_llm.{COMMANDS[name][0]}").main(arguments)

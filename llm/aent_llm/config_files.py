@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from itertools import takewhile
 from pathlib import Path
 
-from aent.cli import Parser
+from aent import cli
 
 __all__ = ["CONFIGS", "find_config", "main"]
 
@@ -70,14 +70,12 @@ def _about(path: Path) -> str:
     return " ".join(comment).partition(". ")[0]
 
 
-def _parser() -> Parser:
+def _parser() -> cli.Parser:
     about = "List the configs that come with the package, or print one of them."
-    parser = Parser(prog="python -m aent_llm configs", description=about)
+    parser = cli.Parser(prog="python -m aent_llm configs", description=about)
     parser.add_argument("name", nargs="?", help="print this one, to start from: ... configs NAME > mine.yaml")
     return parser
 
 
 if __name__ == "__main__":
-    from aent_llm.__main__ import command
-
-    raise SystemExit(command("configs"))
+    cli.run_as("aent_llm", "configs")

@@ -191,7 +191,8 @@ from aent.shaping import group_advantages
 from toymdp import suite
 from toymdp.envs import TokenEnv, TokenVectorEnv
 from toymdp.families import lump, random_mdp, random_tree, token_tree, units
-from toymdp.training.learners import Learner, train
+from toymdp.training.learners import train
+from toymdp.training.config import Learner
 from toymdp.mdp import soft_optimum
 from toymdp.theory.propositions import verify
 

@@ -21,9 +21,10 @@ from transformers import GPT2Config, GPT2LMHeadModel
 import small
 from aent_llm.__main__ import main as aent_llm
 from aent_llm.data import eval_sets
+from aent_llm.data.prompts import encode_prompts, load_tokenizer
 from aent_llm.data.rewards import CORRECT_REWARD, is_correct
 from aent_llm.measure.evaluate import EvalConfig, evaluate, interval, main, majority, pass_at_k
-from aent_llm.measure.generate import Completion, encode_prompts, load_tokenizer, transformers_sampler, vllm_sampler
+from aent_llm.measure.generate import Completion, transformers_sampler, vllm_sampler
 from aent_llm.measure.tasks import write_results
 from aent_llm.training.config import AEntGRPOConfig
 

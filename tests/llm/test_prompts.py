@@ -14,10 +14,11 @@ from transformers import AutoConfig, GPT2Config, GPT2LMHeadModel
 
 import small
 from aent_llm.__main__ import main
+from aent_llm.data.prompts import chat_options, context_length, encode_prompts, prompt_ids
 from aent_llm.measure import calibrate, evaluate
 from aent_llm.measure.calibrate import CalibrationConfig
 from aent_llm.measure.evaluate import EvalConfig
-from aent_llm.measure.generate import chat_options, context_length, encode_prompts, prompt_ids, transformers_sampler
+from aent_llm.measure.generate import transformers_sampler
 from aent_llm.training.experiment import parse_experiment
 from aent_llm.training.prepare import load_model, prepare
 from aent_llm.training.train import _evaluated, make_trainer

@@ -15,10 +15,11 @@ import torch
 from transformers import TrainerCallback
 
 import small
+from aent_llm.data.reward_checks import check_rewards
 from aent_llm.training import checkpoint, signals
 from aent_llm.training.checkpoint import SEAL, last_complete
 from aent_llm.training.config import AEntGRPOConfig
-from aent_llm.training.finite import are_finite, check_rewards
+from aent_llm.training.finite import are_finite
 from aent_llm.training.signals import Interrupted
 from aent_llm.training.trainer import AEntGRPOTrainer, NonFiniteError
 from test_checkpoint import DAMAGES, flip

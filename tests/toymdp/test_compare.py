@@ -26,7 +26,7 @@ from toymdp.compare import (
     knob_effect,
 )
 from toymdp.methods import BANDS, FIELD, STRENGTHS, SUPPORTS
-from toymdp.training.learners import Learner
+from toymdp.training.config import Learner
 
 CELL = Cell("smoke-bandit", Learner(40, 0.05), (0.02, 0.05))
 

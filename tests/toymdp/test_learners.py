@@ -23,7 +23,8 @@ from toymdp.families import Instance, lump, random_tree, token_tree, units
 from toymdp.mdp import TokenMDP, optimum, softmax, value, visitation
 from toymdp.training import kernels, learners
 from toymdp.training.batch import Parameters, Randoms, Skeletons
-from toymdp.training.learners import Learner, reference_step, train
+from toymdp.training.config import Learner
+from toymdp.training.learners import reference_step, train
 
 
 def rng(seed: int = 0) -> np.random.Generator:
@@ -519,7 +520,8 @@ def test_train_refuses() -> None:
 _DIGEST = """
 import hashlib, numpy as np
 from toymdp.families import token_tree
-from toymdp.training.learners import Learner, train
+from toymdp.training.learners import train
+from toymdp.training.config import Learner
 runs = [token_tree(np.random.default_rng(s), actions=300, optimal=1) for s in range(2)]
 print(hashlib.sha256(train(runs, Learner(30, 0.03)).logits.tobytes()).hexdigest())
 """

@@ -37,7 +37,8 @@ from toymdp.mdp import TokenMDP, optimum, softmax, value, visitation
 from toymdp.methods import METHODS
 from toymdp.training import kernels, learners, shaped
 from toymdp.training.batch import History, Randoms
-from toymdp.training.learners import Learner, train
+from toymdp.training.config import Learner
+from toymdp.training.learners import train
 from toymdp.training.shaped import _Runs, gradient, train_shaped
 
 SUPPORTS = (Full(), DropLowest(0.5), TopK(3))

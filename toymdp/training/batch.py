@@ -20,7 +20,7 @@ from toymdp.mdp import TokenMDP
 from toymdp.training import kernels
 
 if TYPE_CHECKING:
-    from toymdp.training.learners import Learner
+    from toymdp.training.config import Learner
 
 RANDOM_BLOCK = 64  # steps whose random numbers are drawn at once
 

@@ -23,7 +23,7 @@ Shape legend: R runs, S states, A tokens (or lumps), T records, F features.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from functools import partial
 from typing import Any
 
@@ -49,56 +49,10 @@ from toymdp.training.batch import (
     shown_to_controller,
     spaced,
 )
+from toymdp.training.config import Learner
 from toymdp.training.shaped import train_shaped
 
 CACHE_BYTES = 8 << 20  # a chunk of runs is stepped together; its arrays should stay in the last-level cache
-
-
-@dataclass(frozen=True)
-class Learner:
-    """What is trained and how.
-
-    Args:
-        steps: number of updates.
-        learning_rate: a number, or one per run (R,).
-        optimiser: "sgd" or "adam" (beta .9, .999, epsilon 1e-8).
-        gradient: "sampled" (group-relative advantages, as GRPO) or "exact".
-        parametrisation: "tabular" or "loglinear".
-        group_size: responses per prompt and step (sampled only); every start state is a prompt.
-        updates: optimiser steps on each sampled group (sampled only); from the second on PPO's ratio and clip matter.
-        features: random features of the log-linear policy.
-        record_every: steps between records; the last state is always recorded.
-    """
-
-    steps: int
-    learning_rate: float | np.ndarray
-    optimiser: str = "adam"
-    gradient: str = "sampled"
-    parametrisation: str = "tabular"
-    group_size: int = 16
-    updates: int = 1
-    features: int = 64
-    record_every: int = 20
-
-    def __post_init__(self) -> None:
-        for name, allowed in (
-            ("optimiser", ("sgd", "adam")),
-            ("gradient", ("sampled", "exact")),
-            ("parametrisation", ("tabular", "loglinear")),
-        ):
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"Learner({name}={getattr(self, name)!r}): expected one of {', '.join(allowed)}")
-        for name in ("steps", "record_every", "features", "updates", "group_size"):
-            number = getattr(self, name)
-            if not is_whole_number(number) or number < 1:
-                raise ValueError(f"Learner({name}={number!r}): expected a whole number, at least 1")
-        if self.updates > 1 and self.gradient == "exact":
-            raise ValueError("Learner: updates > 1 reuse a sample, which gradient='exact' has not; use 'sampled'")
-        if self.gradient == "sampled" and self.group_size < 2:
-            raise ValueError("Learner: a group-relative baseline needs group_size >= 2")
-        rates = np.asarray(self.learning_rate)
-        if rates.dtype.kind not in "iuf" or not np.all((rates > 0) & np.isfinite(rates)):
-            raise ValueError(f"Learner: learning_rate must be positive and finite, got {self.learning_rate!r}")
 
 
 def train(

@@ -13,7 +13,8 @@ import numpy as np
 from aent.controllers import Constant
 from aent.entropy import Support
 from toymdp.families import Instance
-from toymdp.training.learners import Learner, train
+from toymdp.training.config import Learner
+from toymdp.training.learners import train
 
 COEFFICIENT = 0.1  # of the bonus, in every timed step
 

@@ -466,7 +466,7 @@ def _long_prompts(
     chat_template_kwargs: Mapping[str, Any] | None,
 ) -> dict[int, str]:
     """Say which rows have too long a prompt; without a limit, only try whether the template takes the messages."""
-    from aent_llm.measure.generate import prompt_ids
+    from aent_llm.data.prompts import prompt_ids
 
     found = {}
     for start in range(0, len(problems) if limit is not None else 1, 256):

@@ -141,7 +141,7 @@ def score_completions(
         ValueError: anything else, as in training (``finite.check_rewards``); the message shows prompt and completion.
         UsersCodeError: the reward raised an error; the message names it and its line.
     """
-    from aent_llm.training.finite import check_rewards
+    from aent_llm.data.reward_checks import check_rewards
 
     faults: list[Any] = []
     checked = check_rewards(reward, getattr(reward, "__name__", type(reward).__name__), faults.append)

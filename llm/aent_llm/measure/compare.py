@@ -545,6 +545,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    from aent_llm.__main__ import command
-
-    raise SystemExit(command("compare"))
+    cli.run_as("aent_llm", "compare")

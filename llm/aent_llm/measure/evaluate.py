@@ -29,7 +29,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 from pydantic import Field
 
-from aent.cli import Parser, UsersCodeError
+from aent import cli
+from aent.cli import UsersCodeError
 from aent.runs import provenance
 from aent_llm.data import eval_sets
 from aent_llm.data.announcements import voted_answer
@@ -306,8 +307,8 @@ def _evaluated(task: Task, sampler: Sampler, config: EvalConfig) -> tuple[dict[s
         ) from error
 
 
-def _parser() -> Parser:
-    parser = Parser(
+def _parser() -> cli.Parser:
+    parser = cli.Parser(
         prog="python -m aent_llm eval",
         description="avg@k, unbiased pass@k, maj@k, length and truncated share of a model, with 95% intervals.",
     )
@@ -411,6 +412,4 @@ def _print_results(results: dict[str, dict[str, Any]], config: EvalConfig) -> No
 
 
 if __name__ == "__main__":
-    from aent_llm.__main__ import command
-
-    raise SystemExit(command("eval"))
+    cli.run_as("aent_llm", "eval")

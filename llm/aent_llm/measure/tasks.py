@@ -110,7 +110,7 @@ def read_model(source: str) -> Model:
     """
     from transformers import AutoConfig
 
-    from aent_llm.measure.generate import context_length, load_tokenizer
+    from aent_llm.data.prompts import context_length, load_tokenizer
 
     path = eval_sets.model_path(source)
     try:
@@ -135,8 +135,8 @@ def load_task(name: str, args: Any, model: Model, *, max_tokens: int, limit: int
         ValueError, OSError: data, reward or prompts that cannot be used; the message names the set.
     """
     from aent_llm.data.problems import DataConfig, check_problems, load_problems
+    from aent_llm.data.prompts import encode_prompts
     from aent_llm.data.rewards import reward_function
-    from aent_llm.measure.generate import encode_prompts
 
     named = eval_sets.resolve(name)
     template = {} if "chat" in named.data else {"chat": bool(model.tokenizer.chat_template)}

@@ -166,7 +166,7 @@ def _read_model(experiment: Experiment, skipped: list[str] | None) -> tuple[Any,
     from transformers import AutoConfig
 
     from aent_llm.data import tiny
-    from aent_llm.measure.generate import load_tokenizer
+    from aent_llm.data.prompts import load_tokenizer
 
     source = experiment.model.source
     if source == "tiny":
@@ -221,7 +221,7 @@ def _check_weights(source: str | Path) -> None:
 
 
 def _length(config: Any) -> int | None:
-    from aent_llm.measure.generate import context_length
+    from aent_llm.data.prompts import context_length
 
     return context_length(config)
 

@@ -25,8 +25,9 @@ from transformers.trainer_utils import IntervalStrategy, TrainOutput, rotate_che
 from transformers.utils import logging
 
 from aent.cli import UsersCodeError
+from aent_llm.data.reward_checks import check_rewards
 from aent_llm.training import checkpoint
-from aent_llm.training.finite import NonFiniteError, are_finite, check_rewards
+from aent_llm.training.finite import NonFiniteError, are_finite
 from aent_llm.training.policy_loss import ShapedGRPOTrainer
 from aent_llm.training.signals import Interrupted, Stop
 

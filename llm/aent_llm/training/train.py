@@ -25,7 +25,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from aent.cli import Parser
+from aent import cli
 from aent.files import check_writable, write_atomically
 from aent.runs import Run, changes, locked, read_run
 from aent_llm.schema import Places, matching, parse_yaml
@@ -429,8 +429,8 @@ def override(text: str) -> tuple[str, Any]:
     return key, parse_yaml(value, f"--set {text}")
 
 
-def _parser() -> Parser:
-    parser = Parser(prog="python -m aent_llm train", description=(__doc__ or "").partition("\n")[0])
+def _parser() -> cli.Parser:
+    parser = cli.Parser(prog="python -m aent_llm train", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument(
         "--config",
         help=f"experiment file, or the name of one of the package (default: {DEFAULT}; with --resume the run's own)",
@@ -448,6 +448,4 @@ def _parser() -> Parser:
 
 
 if __name__ == "__main__":
-    from aent_llm.__main__ import command
-
-    raise SystemExit(command("train"))
+    cli.run_as("aent_llm", "train")

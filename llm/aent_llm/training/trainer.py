@@ -30,12 +30,13 @@ from trl.trainer.utils import create_model_from_path
 from aent.controllers import State
 from aent.entropy import DropLowest, Full, TopK, Tsallis, support_weights
 from aent.shaping import Shaping, Tokens
+from aent_llm.data.reward_checks import blamed
 from aent_llm.head.model import EntropyOutput, add_entropy_head
 from aent_llm.training import agreement, vllm_sync
 from aent_llm.training import config as configs
 from aent_llm.training.config import AEntGRPOConfig
 from aent_llm.training.diagnostics import Alarms, band, metrics, token_sums
-from aent_llm.training.finite import NonFiniteError, blamed
+from aent_llm.training.finite import NonFiniteError
 from aent_llm.training.policy_loss import PolicyLoss, completion
 from aent_llm.training.safe import SafeGRPOTrainer
 
