@@ -48,7 +48,7 @@ def modules(root: Path, package: str) -> list[str]:
     for indent, name in re.findall(r"^([│ ]*)[├└]── (\S+)", readme, flags=re.MULTILINE):
         above = [*above[: len(indent) // 4], name]
         order.append("/".join(above))
-    found = [path.relative_to(root).as_posix() for path in (root / package).glob("*.py") if path.name != "__init__.py"]
+    found = [path.relative_to(root).as_posix() for path in (root / package).rglob("*.py") if path.name != "__init__.py"]
     return sorted(found, key=lambda path: (order.index(path) if path in order else len(order), path))
 
 
@@ -63,9 +63,14 @@ def on_config(config: MkDocsConfig) -> None:
     sections = {name: inside for entry in config.nav or [] for name, inside in entry.items()}
     sections["Notebooks"] += notebooks(root)
     for package in PACKAGES:
-        labels = {path: Path(path).stem.replace("__main__", "command line") for path in modules(root, package)}
-        modules_of = [{"overview": package}, *({label: path} for path, label in labels.items())]
-        sections["API"].append({posixpath.basename(package): modules_of})
+        rooms: dict[str, list[dict[str, Any]]] = {package: [{"overview": package}]}
+        sections["API"].append({posixpath.basename(package): rooms[package]})
+        for path in modules(root, package):
+            room = posixpath.dirname(path)
+            if room not in rooms:
+                rooms[room] = [{"overview": room}]
+                rooms[package].append({posixpath.basename(room): rooms[room]})
+            rooms[room].append({Path(path).stem.replace("__main__", "command line"): path})
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -90,7 +95,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         site[path] = GeneratedPage.generated(config, path, content=_notebook(root / path))
     texts = [one for one in site.values() if one.is_documentation_page()]
     for package in PACKAGES:
-        for path in (package, *modules(root, package)):
+        paths = modules(root, package)
+        for path in {package: None} | {posixpath.dirname(path): None for path in paths} | dict.fromkeys(paths):
             site[path] = _module(config, path)
     for text in texts:
         for target in _targets(text, root):
@@ -143,7 +149,7 @@ def _module(config: MkDocsConfig, path: str) -> File:
     """``::: name`` is what mkdocstrings replaces by the reference."""
     name = path.removeprefix("llm/").removesuffix(".py").replace("/", ".")
     page: Any = GeneratedPage.generated(config, path, content=f"---\ntitle: {name}\n---\n\n::: {name}\n")
-    if "." not in name:  # a package
+    if not path.endswith(".py"):  # a package
         page.dest_uri = f"{path}/index.html"
     return page
 

@@ -21,7 +21,7 @@ pytest.importorskip("mkdocs")
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ["aent", "toymdp", "paper_figures", "llm/aent_llm"]
-MODULES = sorted(path.relative_to(ROOT).as_posix() for one in PACKAGES for path in (ROOT / one).glob("*.py"))
+MODULES = sorted(path.relative_to(ROOT).as_posix() for one in PACKAGES for path in (ROOT / one).rglob("*.py"))
 (RECIPE,) = re.findall(r"/mkdocs (.+)", (ROOT / "Makefile").read_text(encoding="utf-8"))
 
 

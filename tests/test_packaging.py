@@ -276,8 +276,6 @@ def test_a_type_checker_sees_the_types(installed: Installed) -> None:
     ("command", "printed"),
     [
         ("aent_llm train --config cpu_aent --dry-run", "'experiment': 'cpu_aent'"),
-        ("experiments.three_way sweep --dry-run", "grpo/seed-100"),
-        ("experiments.all_methods run --dry-run", "clip-cov@0.02/seed-0"),
         ("paper_figures --only f1 f10 --scale smoke --jobs 1", "f10_llm_collapse"),
         ("toymdp verify --scale smoke", "50 of 50 as claimed"),
     ],

@@ -31,7 +31,7 @@ from toymdp.training.learners import train
 
 README, EXTENDING = read("README.md"), read("docs/extending.md")
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
-PACKAGES = ("aent", "toymdp", "paper_figures", "examples", "llm/aent_llm")
+PACKAGES = ("aent", "toymdp", "paper_figures", "benchmarks", "experiments", "examples", "llm/aent_llm")
 
 
 # ----------------------------------------------------------------------------------------------------- command lines
@@ -44,6 +44,8 @@ TARGETS = set(re.findall(r"^([a-z][a-z-]*):", MAKEFILE, flags=re.MULTILINE))
 def root(tmp_path: Path) -> Path:
     """A folder with what commands read of a checkout's root, the examples, and the module of docs/extending.md."""
     shutil.copytree(ROOT / "examples", tmp_path / "examples")
+    for name in ("benchmarks", "experiments"):
+        (tmp_path / name).symlink_to(ROOT / name)
     module = blocks("python", section("Your parts by name", read("docs/extending.md")))[0]
     (tmp_path / "my_rules.py").write_text(module, encoding="utf-8")
     return tmp_path
