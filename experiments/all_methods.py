@@ -4,7 +4,7 @@
     python -m experiments.all_methods record        # -> paper_figures/records/llm_methods.jsonl
 
 Each run is ``python -m aent_llm train --config cpu_methods``, in a process of its own, as in
-``study.py``: stop at any time, finished runs are kept. The first value is the published one where it means something on
+``three_way.py``: stop at any time, finished runs are kept. The first value is the published one where it means something on
 this task, else our own choice; the second says how much the value matters. Nothing is tuned: both are reported. What
 counts is held-out accuracy at the end.
 """
@@ -58,7 +58,7 @@ def _rule(type_: str, **options: Any) -> dict[str, Any]:
 
 
 def _band(start: float) -> dict[str, Any]:
-    """AEnt's controller as in ``study.py``: a quarter to a half of the first entropy, the start times .2 to 5."""
+    """AEnt's controller as in ``three_way.py``: a quarter to a half of the first entropy, the start times .2 to 5."""
     ends = {"minimum": start / 5, "maximum": 5 * start}
     return _rule("band", initial=start, low=0.28, high=0.55, step_size=2 * start, **ends) | {"entropy.warmup_steps": 10}
 

@@ -11,7 +11,7 @@ full-entropy head takes one read, and one read and one write.
 
 Inside a read nothing is summed across threads: every group of 8 tokens keeps sums of its own until the row ends.
 
-Left out: the matrix products (cuBLAS, ``head_triton.py``) and the formulas on a row's sums (torch, there too).
+Left out: the matrix products (cuBLAS, ``triton_engine.py``) and the formulas on a row's sums (torch, there too).
 
 Shape legend: R rows of a tile, V vocabulary, (G, 8) a block. z = cap(scale * raw) / temperature are the scaled logits
 of ``raw``; gap = z - peak of the row, e = exp(gap). In the kernels z and gap are in bits, for exp2; they come out in

@@ -3,7 +3,7 @@
 The steps are TRL's (backbone, shifted labels, gathered head, load-balancing loss); what it asks of the head is ours.
 They are repeated here, because TRL's forward is one closure; a contract test notices when it changes.
 
-Left out: the arithmetic (``entropy_head.py``), and models that TRL gives no fused head.
+Left out: the arithmetic (``fused.py``), and models that TRL gives no fused head.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ The forward pass makes whole rows, because a cut needs them; the backward pass k
 vocabulary at a time: small tiles of many rows, since every tile is added to the float32 gradient of the weight. Both
 multiply the same pieces: a product of another shape could round a logit to the other side of the cut.
 
-Left out: float64, rules of one's own, Tsallis' entropy (``head_torch.py`` has them).
+Left out: float64, rules of one's own, Tsallis' entropy (``torch_engine.py`` has them).
 
 Shape legend: N scored tokens, R rows of a tile, V vocabulary.
 """

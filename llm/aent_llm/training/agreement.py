@@ -6,7 +6,7 @@ model brings along), and what makes the trainer score another one (a head that t
 own way, positions that count the padding, a vocabulary that is not the tokenizer's).
 
 What TRL or transformers would ignore or stumble over is refused; what is possible but trains another distribution than
-it samples from is said once. Left out: weights that a sampler of its own must be sent (``sampler.py``).
+it samples from is said once. Left out: weights that a sampler of its own must be sent (``vllm_sync.py``).
 """
 
 from __future__ import annotations
