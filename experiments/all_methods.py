@@ -3,11 +3,10 @@
     python -m experiments.all_methods run           # first value of every method, then the second; 3 seeds each
     python -m experiments.all_methods record        # -> paper_figures/records/llm_methods.jsonl
 
-Each run is ``python -m aent_llm train --config cpu_methods``, in a process of its own, as in
-``three_way.py``: stop at any time, finished runs are kept. The first value is the published one where it means something on
-this task, else our own choice; the second says how much the value matters. Nothing is tuned: both are reported. What
-counts is held-out accuracy at the end.
-"""
+Each run is ``python -m aent_llm train --config cpu_methods``, in a process of its own, as in ``three_way.py``: stop at
+any time, finished runs are kept. The first value is the published one where it means something on this task, else our
+own choice; the second says how much the value matters. Nothing is tuned: both are reported. What counts is held-out
+accuracy at the end."""
 
 from __future__ import annotations
 

@@ -144,7 +144,7 @@ CALLS = {  # an expression -> what the ValueError or TypeError says
     "Constant(0.1).update(State(0.1), 'x')": "measured entropy: expected numbers, got 'x'",
     "State.from_dict({'coefficient': 'x'})": "State.coefficient: expected a number or a list of numbers, got 'x'",
     "State.from_dict({'coefficient': ['x']})": "State.coefficient: expected numbers, got ['x']",
-    "State.from_dict({'coefficient': 1, 'step': None})": "State.step: expected a number",
+    "State.from_dict({'coefficient': 1, 'step': None})": "State.step: expected a whole number of updates",
     "controller_from_dict({'type': 'constant', 'coefficient': ['a']})": "expected numbers, got ['a']",
     "controller_from_dict({'type': 'constant', 'coefficient': [[1], [2, 3]]})": "expected numbers, got [[1], [2, 3]]",
     "group_advantages(np.array([['a', 'b']]))": "rewards must be real numbers, got <U1",

@@ -23,6 +23,7 @@ import importlib.util
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -394,21 +395,20 @@ def _print_results(results: dict[str, dict[str, Any]], config: EvalConfig) -> No
         table.add_row(Text(name), str(result["problems"]), *map(Text, texts))
     console = Console(markup=False, emoji=False)  # names of files may hold brackets
     console.print(table)
+    say = partial(console.print, soft_wrap=True)  # a path stays whole
     for name, result in results.items():
         if result["left_out"]:
             of = result["left_out"] + result["problems"]
-            console.print(f"{name}: {result['left_out']} of {of} rows left out: they have no reference answer")
+            say(f"{name}: {result['left_out']} of {of} rows left out: they have no reference answer")
         if result["repeated"]:
-            console.print(
+            say(
                 f"{name}: {result['repeated']} of {result['problems']} problems repeat an earlier prompt; each counts, "
                 "as if it were another problem"
             )
         if (share := result["truncated"]["mean"]) > TRUNCATED_SHARE:
-            console.print(
-                f"{name}: {share:.0%} of completions were cut at {config.max_tokens} tokens; raise --max-tokens"
-            )
+            say(f"{name}: {share:.0%} of completions were cut at {config.max_tokens} tokens; raise --max-tokens")
         if result["unscored"]:
-            console.print(f"{name}: {result['unscored']} completions could not be scored and count as wrong")
+            say(f"{name}: {result['unscored']} completions could not be scored and count as wrong")
 
 
 if __name__ == "__main__":

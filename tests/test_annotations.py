@@ -1,7 +1,7 @@
-"""Arrays have the shapes that the annotations of the exact quantities promise.
+"""Arrays have the shapes that the annotations of the numpy code promise.
 
-Checking every call multiplies the time of small problems, so the tests of these modules run once more with the checks,
-in a process of their own; ``aent`` is checked in the whole suite (``--jaxtyping-packages`` in pyproject.toml).
+Checking every call multiplies the time of small problems, so the tests of the annotated modules run once more with the
+checks, in a process of their own.
 """
 
 import subprocess
@@ -9,14 +9,15 @@ import sys
 from pathlib import Path
 
 FOLDER = Path(__file__).parent
-MODULES = ["toymdp.mdp", "toymdp.theory.bounds", "toymdp.theory.attacks"]
+TESTS = ["aent/test_entropy.py", "toymdp/test_mdp.py", "toymdp/test_propositions.py"]
+MODULES = ["aent", "toymdp.mdp", "toymdp.theory.bounds", "toymdp.theory.attacks"]
 CHECKER = "beartype.beartype"
 EVERYTHING_ELSE = "not holds and not noticed and not control and not finite_numbers"  # than a whole `verify`
 
 
-def test_the_exact_quantities_and_the_bounds_keep_to_their_shapes() -> None:
+def test_entropies_exact_quantities_and_bounds_keep_to_their_shapes() -> None:
     hook = f"--jaxtyping-packages={','.join([*MODULES, CHECKER])}"
-    files = [str(FOLDER / name) for name in ("test_mdp.py", "test_propositions.py")]
+    files = [str(FOLDER / name) for name in TESTS]
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", hook, "-k", EVERYTHING_ELSE, *files]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-4000:]
