@@ -153,7 +153,10 @@ class Controller:
     def coefficients(self) -> list[Any]:
         """Return the coefficients that the config names: the first and the last one, or the ends of the box."""
         ends = [getattr(self, name, None) for name in ("minimum", "maximum")]
-        return [self.init().coefficient, *(end for end in ends if isinstance(end, Scalar))]
+        start: Any = self.init()
+        if not isinstance(start, State) or np.asarray(start.coefficient).dtype.kind not in "fiu":
+            raise ValueError(f"{type(self).__name__}.init() must return a State with a number in it, got {start!r}")
+        return [start.coefficient, *(end for end in ends if isinstance(end, Scalar))]
 
     def _require(self, condition: Any, message: str) -> None:
         if not np.all(condition):

@@ -145,11 +145,24 @@ class Shaping:
         xp, zero = array_namespace(tokens.mask), array_namespace(tokens.mask).zeros_like(tokens.log_probs)
         bonus = coefficient * self.attention(tokens) if self.pays_bonus else zero
         parts = (self.policy(tokens, coefficient), bonus)
+        for name, part in zip(("policy", "attention"), parts, strict=True):
+            self._check_shape(name, part, tokens)
         return Weights(*(xp.where(tokens.mask > 0, part, zero) for part in parts))  # padding may overflow
 
     def policy(self, tokens: Tokens, coefficient: Any) -> Any:
         """Weight of d log pi(a_t|s_t)."""
-        return clipped(tokens, self.advantages(tokens, coefficient), self.low, self.high)
+        advantages = self.advantages(tokens, coefficient)
+        self._check_shape("advantages", advantages, tokens)
+        return clipped(tokens, advantages, self.low, self.high)
+
+    def _check_shape(self, name: str, part: Any, tokens: Tokens) -> None:
+        """Refuse what would be broadcast over responses without a word."""
+        shape, whole = tuple(part.shape), tuple(tokens.mask.shape)
+        if len(shape) != len(whole) or shape[-2] != whole[-2] or shape[-1] not in (1, whole[-1]):
+            raise ValueError(
+                f"{type(self).__name__}.{name}: expected one value per token {whole} or per response "
+                f"{(*whole[:-1], 1)}, got the shape {shape}"
+            )
 
     def advantages(self, tokens: Tokens, coefficient: Any) -> Any:
         """Advantages that the surrogate is built on."""

@@ -364,15 +364,22 @@ class Block:
 def matching(reference: str, pattern: str) -> str:
     """Keep of a page of such tables, under headings, the rows that hold ``pattern``, in upper or lower case.
 
+    A table whose heading holds it as a word is kept whole.
+
     Raises:
         ValueError: no row does.
     """
-    kept, heading = [], ""
+    kept, heading, said = [], "", []
     for part in reference.split("\n\n"):
-        heading = part if part.startswith("#") else heading
+        if part.startswith("#"):
+            heading, said = part, []
+        elif not part.startswith("|"):
+            said.append(part)
         head, rows = part.splitlines()[:2], part.splitlines()[2:]
-        if part.startswith("|") and (found := [row for row in rows if pattern.casefold() in row.casefold()]):
-            kept += [heading, "\n".join([*head, *found])]
+        whole = heading.startswith("## ") and pattern.casefold() in heading.casefold().split()
+        found = [row for row in rows if whole or pattern.casefold() in row.casefold()]
+        if part.startswith("|") and found:
+            kept += [heading, *said * whole, "\n".join([*head, *found])]
     if not kept:
         names = re.findall(r"^\| `([\w.]+)`", reference, re.MULTILINE)
         hint = suggest(pattern, [*names, *(name.rpartition(".")[2] for name in names)], most=3) or "."

@@ -196,6 +196,16 @@ SETS = {
     "entropy.controller=mine:Raises": "entropy.controller: Raises failed on an entropy of 4.11 nats (KeyError: 'mine')",
     "entropy.support=mine:Nothing": "entropy.support: Nothing() keeps 0 of 61 tokens: its entropy is 0",
     "entropy.support=mine:Majority": "entropy.support: Majority() keeps 1 of 61 tokens: its entropy is 0",
+    "entropy.controller=mine:Bare": "entropy: Bare.init() must return a State with a number in it, got 0.1",
+    "entropy.shaping=mine:Broadcast": "Broadcast.advantages: expected one value per token (2, 3) or per respon",
+    "entropy.support=mine:Exits": "entropy.support: Exits(): weights(logits) failed on a torch tensor (SystemExit: 0)",
+    "rewards=exits:reward": "reward 'exits:reward': importing 'exits' failed (SystemExit: 7)",
+    "train.generation_kwargs={do_sample: false}": "do_sample=false writes the same completion for a whole group",
+    "model.attn_implementation=flash_attention_2": "model.attn_implementation=flash_attention_2 needs it: pip install",
+    "model.source=Tiny": "model.source 'Tiny': did you mean 'tiny'?",
+    "data={source: tiny, count: 100000000}": "data.count: expected a whole number of at least 1 and at most 1000000",
+    "entropy.support={type: top_k, k: 9, share: 0.5}": "unknown key 'share'; known here: k (options of top_k; another "
+    "rule has others: set entropy.support.type too)",
     "entropy.shaping=mine:Infinite": "entropy.shaping: Infinite: expected a finite weight for each of 2 x 3 tokens (po",
     # what only model, tokenizer and data together can tell
     "entropy.engine=triton": "entropy.engine: triton needs a GPU",
@@ -209,7 +219,7 @@ SETS = {
     "model.attn_implementation=nope": "no causal language model can be made of it",
     "model.source=/no/model": "model.source='/no/model' is neither a folder with a tokenizer",
     "rewards=small:nothing": "rewards: reward 'small:nothing': small has no 'nothing'",
-    "data.source=/no/data.jsonl": "no file /no/data.jsonl",
+    "data.source=/no/data.jsonl": "no file '/no/data.jsonl'",
     "train.max_completion_length=500": "train.max_completion_length=500 leaves no room for a prompt",
     "train.max_completion_length=62": "data: row 2, column 'prompt': 3 tokens, more than the limit of 2",
     "evaluation={data: {source: DATA}, max_tokens: 62}": "evaluation.data: row 2, column 'prompt': 3 tokens",
@@ -277,6 +287,24 @@ class Likely:
 
 
 @dataclass(frozen=True)
+class Exits:
+    def weights(self, logits):
+        raise SystemExit(0)
+
+
+@dataclass(frozen=True)
+class Bare(Controller):
+    def init(self):
+        return 0.1
+
+
+@dataclass(frozen=True)
+class Broadcast(Shaping):
+    def advantages(self, tokens, coefficient):
+        return tokens.advantages[0]
+
+
+@dataclass(frozen=True)
 class Infinite(Shaping):
     def policy(self, tokens, coefficient):
         return tokens.advantages * inf
@@ -304,7 +332,7 @@ RESTS = {
     "train.max_steps=-1 train.num_train_epochs=1 train.warmup_steps=6": "train.warmup_steps has no end within the run: "
     "train.learning_rate is never reached",  # 12 problems, 2 for each of 6 steps
     "entropy.warmup_steps=1 entropy.controller={type:spring,strength:0.1}": "entropy.warmup_steps has no effect: the "
-    "run has no more rollouts than that, so that entropy.controller never moves the coefficient",
+    "run has no more rollouts than that, so that entropy.controller never moves the coefficient; take fewer",
     "entropy.warmup_steps=1 train.max_steps=2": "entropy.warmup_steps has no effect: entropy.controller never moves "
     "the coefficient",
 }  # fmt: skip
@@ -331,6 +359,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows = [{"prompt": prompt, "answer": "w2"} for prompt in small.prompts(PROBLEMS)["prompt"]]
     (folder / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (folder / "mine.py").write_text(RULES)
+    (folder / "exits.py").write_text("raise SystemExit(7)")
     return folder
 
 

@@ -263,6 +263,15 @@ def test_a_bad_row_is_named(tmp_path: Path, row: Any, message: str) -> None:
     assert loaded(str(path), limit=1) == [("a", "1")]
 
 
+def test_a_key_given_twice_is_refused(tmp_path: Path) -> None:
+    """JSON keeps the last of the two: another reference answer, without a word."""
+    (tmp_path / "twice.jsonl").write_text(
+        '{"prompt": "1+1=", "answer": "2"}\n{"prompt": "1+1=", "answer": "2", "answer": "3"}\n'
+    )
+    with pytest.raises(ValueError, match=r"twice.jsonl, line 2 has the key 'answer' twice; keep one of the two"):
+        load_problems(DataConfig(str(tmp_path / "twice.jsonl")))
+
+
 @pytest.mark.parametrize("damage", [b'{"prompt": "b", "ans', b'{"prompt": "\xff\xfe", "answer": "1"}'])
 def test_a_damaged_line_is_named(tmp_path: Path, damage: bytes) -> None:
     path = tmp_path / "damaged.jsonl"
@@ -291,7 +300,7 @@ def test_a_missing_file_suggests_its_neighbours(tmp_path: Path) -> None:
         loaded(str(tmp_path / "trian.jsonl"))
     with pytest.raises(FileNotFoundError, match=r"its folder holds train.jsonl"):
         loaded(str(tmp_path / "xyz.parquet"))
-    with pytest.raises(FileNotFoundError, match=r"the folder .*nowhere does not exist"):
+    with pytest.raises(FileNotFoundError, match=r"the folder '.*nowhere' does not exist"):
         loaded(str(tmp_path / "nowhere" / "a.jsonl"))
 
 

@@ -363,3 +363,26 @@ def test_the_reference_names_every_setting_and_no_other(capsys) -> None:
     assert "train.output_dir" not in named
     assert "| `train.loss_type` | grpo, dr_grpo, dapo, bnpo, cispo, sapo, luspo or vespo | `'dapo'` |" in page
     assert all(kind in page for kind in ("`DropLowest` (share)", "`Band` (initial, low", "`PeakBonus`"))
+
+
+def test_another_type_leaves_the_options_of_the_file_s_rule_out() -> None:
+    """`cpu_aent` has a band and top-k; the order on the command line does not matter."""
+    given = {"entropy.support.share": 0.5, "entropy.support.type": "drop_lowest"}
+    assert load_experiment("cpu_aent", given).entropy["support"] == {"type": "drop_lowest", "share": 0.5}
+    same = load_experiment("cpu_aent", {"entropy.support.type": "top_k"}).entropy["support"]
+    assert same == load_experiment("cpu_aent").entropy["support"]
+
+
+def test_the_reference_has_the_options_of_every_rule(capsys) -> None:
+    assert main(["train", "--settings", "band"]) == 0
+    shown = capsys.readouterr().out
+    assert "## entropy.controller of type Band" in shown
+    assert "a dead band [low, high] of entropy" in shown
+    assert all(f"`entropy.controller.{name}`" in shown for name in ("low", "high", "step_size", "warmup_steps"))
+    assert "`entropy.support.k`" not in shown
+
+
+def test_it_is_said_which_of_several_rewards_is_correct(capsys) -> None:
+    rewards = "{exact_match: 0.2, arithmetic: 1}"
+    assert main(["train", "--config", "cpu_aent", "--dry-run", f"--set=rewards={rewards}"]) == 0
+    assert "correct: exact_match, the first of rewards, gives 0.5 or more" in capsys.readouterr().err

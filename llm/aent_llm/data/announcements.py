@@ -13,12 +13,13 @@ r"""Find the final answer of a completion: one reading for all rewards, for vote
   alone or "the ...", then "is" or "=", then a number or formula: "Therefore, x = 5."
 
 The last announcement wins, but words ("the answer is clear") give way to any announcement of a number or formula.
-Reasoning in ``<think>...</think>`` announces nothing. An answer that the text then calls wrong is no answer, nor is a
-box behind "is not", "cannot be" or ``\ne``; special tokens such as ``<|im_end|>`` end a line. A number that nobody
-announces is not an answer either.
+A correction right behind it ("No, 5.", "Sorry, I mean 5.") is one more announcement. Reasoning in
+``<think>...</think>`` announces nothing. An answer that the text then calls wrong or takes back is no answer, nor is
+one behind "is not", ``\ne``, "I doubt that" or "a wrong answer"; special tokens such as ``<|im_end|>`` end a line. A
+number that nobody announces is not an answer either.
 
-Left out: announcements in other languages than English; "not 4 but 5"; "5 is the answer"; a conclusion of another form
-("so she has 5 apples"); a denial with words in between ("it is impossible that the sum is ...").
+Left out: announcements in other languages than English; "5 is the answer"; a conclusion of another form ("so she has 5
+apples"); denials and corrections with other words in between ("I doubt, as I said, that the answer is 5").
 
 Every pattern takes time linear in the text.
 """
@@ -86,6 +87,7 @@ _THOUGHT = r"think|thinking|thought|thoughts|reasoning"
 _END_TOKEN = re.compile(r"<[|｜][\w▁-]{2,40}[|｜]>|</s>|<(?:eos|pad|end_of_turn)>|\[(?:EOS|PAD)\]", re.IGNORECASE)
 _CLOSED_THOUGHT = re.compile(rf"</(?:{_THOUGHT})>", re.IGNORECASE)
 _OPEN_THOUGHT = re.compile(rf"<(?:{_THOUGHT})>", re.IGNORECASE)
+_TAG = re.compile(r"<answer>((?:[^<]|<(?!/?answer>))*)</answer>", re.IGNORECASE)
 _NOUN = r"\b(?:ans(?:wers?)?|(?:correct|right|final|best)\ (?:option|choice|result)s?)\b"
 _PHRASE = re.compile(
     rf"""
@@ -100,7 +102,7 @@ _CONDITION = re.compile(r"\b(?:if|whether|unless|suppose|supposing|assume|assumi
 _DENIAL = re.compile(r"\b(?:not|cannot|never|neither|no longer|(?:might|may|could) be)\b|n['’]t\b", re.IGNORECASE)
 _FILLER = re.compile(
     r"(?:(?:approximately|about|roughly|around|exactly|simply|just|only|indeed|therefore|thus|hence|clearly|actually|"
-    r"then|still|equal to|given by|option|choice|\\approx|≈|~)[\s,:]*)*",
+    r"then|still|equal to|given by|option|choice|\\approx|≈|~|not\b[^.;\n]{1,60}?\bbut(?:\s+rather)?\b)[\s,:]*)*",
     re.IGNORECASE,
 )
 _FORMULA = re.compile(
@@ -110,12 +112,22 @@ _PRICE = re.compile(r"\d[\d,.]*[\s.,]+[A-Za-z].*|\d[\d,.]*[\s.,]*", re.DOTALL)  
 _AND = re.compile(r"\s*(?:[,(]\s*(?:and|or)\b|,|;|and\b|or\b)\s*")
 _SENTENCE_END = re.compile(r"""[.!?]+(?=[\s*"'”’)]|$)|\n""")
 _ASIDE = re.compile(
-    r"\s*(?:;|—|:\s|\s[–-]\s+(?=[A-Za-z]{2})|,?\s+\((?!or\b|and\b)(?=[A-Za-z])|,?\s+(?:because|"
+    r"\s*(?:;|—|:\s|\s[–-]\s+(?=[A-Za-z]{2})|,?\s+\((?!or\b|and\b)(?=[A-Za-z])|,\s+no\b|,?\s+(?:because|"
+    r"wait|actually|sorry|oops|correction|I\s+(?:mean|think|believe)|or\s+rather|make\s+that|scratch\s+that|"
     r"since|as|which|so|where|when|but|if|for|by|from|(?:and\s+)?not|including|making|meaning|giving|i\.e|e\.g|thus|hence|therefore)\b)"
 )
-_DENIED = re.compile(  # what stands before a box that is not the answer: "is not equal to"
-    r"(?:(?<!or )\b(?:not|cannot|never|neither|nor|rather than|instead of)\b|n['’]t\b|\\neq?(?![A-Za-z])|≠)"
-    r"(?:\s+(?:be|equals?|to|is|exactly|simply|just|actually|the|correct|right|answer|value))*[\s$*=\\(\[{}]*$",
+_WRONG_ANSWER = (  # "the number of wrong answers is" announces one
+    r"(?<!of )\b(?:wrong|incorrect|false|mistaken|erroneous|invalid|naive|tempting|previous|earlier|old)"
+    r"(?=\s+(?:final\s+)?(?:answers?|ans|option|choice|result)\b)"
+)
+_DENIED = re.compile(  # what stands before an answer that is denied: "is not equal to", "I doubt that the answer is"
+    rf"(?:{_WRONG_ANSWER}|(?<!or )\b(?:not|cannot|never|neither|nor|rather than|instead of|no (?:way|chance)"
+    r"|nobody|no one|(?:I|we)\s+(?:(?:\w+ly|still|do|would)\s+)?(?:doubt|deny|dispute|reject|disagree|refuse|thought)"
+    r"|(?:wrong|incorrect|false|untrue|impossible|unlikely|doubtful|mistake|misconception)(?=\s+(?:that|to)\b)"
+    r"|might(?=\s+think)|wrongly|mistakenly|incorrectly|falsely)\b|n['’]t\b|\\neq?(?![A-Za-z])|≠)"
+    r"(?:\s+(?:be|equals?|to|is|are|was|exactly|simply|just|actually|an?|the|my|our|final|best|correct|right|answers?:?|"
+    r"ans|option|choice|result|value|that|it|it['’]s|true|the\ case|clear|certain|sure|likely|possible|think\w*|"
+    r"thought|believe\w*|say\w*|claim\w*|conclude\w*|assume\w*|mean|agree|accept))*[\s$*=\\(\[{}]*$",
     re.IGNORECASE,
 )
 _CHOSEN = re.compile(  # "option C is correct", "C is the correct answer"
@@ -130,9 +142,26 @@ _CONCLUSION = re.compile(
       \s* (?P<value>(?:[^.!?;<>\n]|\.(?=\d))+) \s* (?:\.|\$|\\[)\]]|\*\*) [\s.$*\\)\]]*$""",
     re.IGNORECASE | re.VERBOSE,
 )
+_WRONG = (
+    r"(?:['’]s|\s*\bis|\s*\bwas)\s+(?:wrong|incorrect|not\s+(?:right|correct|the\s+answer)|a\s+mistake)"
+    r"|\s+(?:isn['’]t|can(?:not|['’]t)\s+be)\s+(?:right|correct)"
+)
+_TAKEN_BACK = (
+    r"(?:scratch|strike|forget|ignore|disregard)\s+that|I\s+take\s+(?:that|it)\s+back|"
+    r"I\s+(?:was\s+(?:wrong|mistaken)|made\s+an?\s+(?:mistake|error)|misspoke)"
+    r"(?!\s+(?:before|earlier|above|about|at|in|when|first|there|to)\b)"
+)
+_GAP = r"[\s$.,;:!*()\]}\\…—–-]*(?:(?:but|oh|hm+|er|uh|um)\b[\s,.…—–-]*)*"
 _WITHDRAWAL = re.compile(
-    r"(?:\b(?:that|this|it|which|answer)|^[\s$*)\]\\]*)(?:['’]s|\s*\bis|\s*\bwas)\s+"
-    r"(?:wrong|incorrect|not\s+(?:right|correct|the\s+answer)|a\s+mistake)\b",
+    rf"(?:\b(?:that|this|it|which|answer)|^[\s$*)\]\\]*)(?:{_WRONG})\b|\b(?:{_TAKEN_BACK})\b"
+    rf"|^{_GAP}(?:wait\b[\s,.…—–-]*)?no\b(?=\s*[,.!…—–])",
+    re.IGNORECASE,
+)
+_CORRECTION = re.compile(  # "No, 18", "- wait, 18", "Sorry, I mean 18": what comes before the number
+    rf"{_GAP}(?:(?:no|wait|actually|sorry|oops|correction|edit|I\s+mean|I\s+meant|(?:or\s+)?rather|make\s+(?:that|it)|"
+    r"let\s+me\s+correct\s+(?:that|this|it|myself)|on\s+second\s+thought|my\s+(?:mistake|bad)|"
+    rf"(?:it|that|this)(?:\s+should\s+(?:be|have\s+been)|{_WRONG})|{_TAKEN_BACK})\b[\s,.:;!…—–-]*)+"
+    r"(?:(?:it|that|this)(?:['’]s|\s+(?:is|was|must\s+be|should\s+(?:be|have\s+been)))|(?:I|we)\s+get)?",
     re.IGNORECASE,
 )
 
@@ -151,6 +180,8 @@ def announced_answer(text: str) -> str | None:
     if not found:
         return _conclusion(text)
     last = max(found, key=lambda one: (is_formula(one.raw), one.start))
+    while correction := _correction(text, last.end):
+        last = correction
     return None if _WITHDRAWAL.search(text[last.end : last.end + 200]) else last.raw
 
 
@@ -249,7 +280,7 @@ def _last_box(text: str) -> _Found | None:
             first = boxes.pop()
             parts.append(first.raw)
         answer = ", ".join(dict.fromkeys(reversed(parts)))
-        if _DENIED.search(text[max(0, first.start - 60) : first.start]):
+        if _is_denied(text, first.start):
             denied.add(answer)
         elif answer not in denied:
             return _Found(first.start, last.end, answer)
@@ -260,37 +291,48 @@ def _last_hash(text: str) -> _Found | None:
     start = text.rfind("####")
     if start < 0:
         return None
-    line = text[start + 4 :].strip().partition("\n")[0].strip()
-    return _Found(start, start + 4 + len(line), line)
+    line = text[start + 4 :].lstrip().partition("\n")[0]
+    return _Found(start, text.find(line, start + 4) + len(line), line.strip())
 
 
 def _last_tag(text: str) -> _Found | None:
-    end = text.rfind("</answer>")
-    start = text.rfind("<answer>", 0, max(end, 0))
-    if end < 0 or start < 0:
+    tags = [*_TAG.finditer(text)]
+    if not tags or not (inside := tags[-1][1].strip()):
         return None
-    inside = text[start + len("<answer>") : end].strip()
     boxed = _last_box(inside) or _last_phrase(inside)
-    return _Found(start, end, boxed.raw if boxed else inside) if inside else None
+    return _Found(tags[-1].start(), tags[-1].end(), boxed.raw if boxed else inside)
 
 
 def _last_phrase(text: str) -> _Found | None:
     """The last "the answer is ..." with a number or formula; where there is none, the last with words."""
     words = None
+    denied: set[str] = set()
     for phrase in reversed(list(_PHRASE.finditer(text))[-PHRASES:]):
-        if _DENIAL.search(phrase[0]) or _CONDITION.search(text, max(0, phrase.start() - 40), phrase.start()):
-            continue
+        noun = [*re.finditer(_NOUN, phrase[0], re.IGNORECASE)][-1]
+        denies = bool(_DENIAL.search(phrase[0])) or _is_denied(text, phrase.start() + noun.end())
         found = _phrase_value(text, phrase.end())
-        if found and found.raw and is_formula(found.raw):
+        if not found and (denial := re.compile(r"\s*not\s").match(text, phrase.end())):
+            denies, found = True, _phrase_value(text, denial.end())
+        if not found or _CONDITION.search(text, max(0, phrase.start() - 40), phrase.start()):
+            continue
+        if denies:
+            denied.add(found.raw)
+        if not found.raw or found.raw in denied:
+            continue
+        if is_formula(found.raw):
             return found
-        words = words or (found if found and found.raw else None)
+        words = words or found
     return words
 
 
 def _chosen(text: str) -> _Found | None:
     """Find the letter of "option C is correct", where no other letter is called so."""
     chosen = _CHOSEN.finditer(text)
-    found = [one for one in chosen if not _CONDITION.search(text, max(0, one.start() - 40), one.start())]
+    found = [
+        one
+        for one in chosen
+        if not (_CONDITION.search(text, max(0, one.start() - 40), one.start()) or _is_denied(text, one.start()))
+    ]
     letters = {one[2] for one in found}
     return _Found(found[-1].start(), found[-1].end(), letters.pop()) if len(letters) == 1 else None
 
@@ -298,9 +340,24 @@ def _chosen(text: str) -> _Found | None:
 def _conclusion(text: str) -> str | None:
     """Find what the last sentence draws with "therefore": the value of a variable alone, or of "the ..."."""
     found = _CONCLUSION.search(text.rstrip()[-300:])
-    if not found or _DENIAL.search(found[0]) or not is_formula(found["value"]):
+    if not found or _DENIAL.search(found[0]) or re.search(_WRONG_ANSWER, found[0]) or not is_formula(found["value"]):
         return None
     return f"{found['named']} = {found['value']}" if found["named"] else found["value"]
+
+
+def _correction(text: str, at: int) -> _Found | None:
+    """What stands behind "no", "wait" or "I mean" instead of the answer that ends at ``at``: a number, no sentence."""
+    marker = _CORRECTION.match(text, at)
+    found = _phrase_value(text, marker.end()) if marker else None
+    if not found or not re.search(r"[\\\dA-H]", found.raw) or not is_formula(found.raw):
+        return None
+    answer = read_answer(found.raw)
+    step = "=" in found.raw and not answer.variable  # "Wait, 8 + 8 = 16, and one more."
+    return None if step or " " in answer.unit else found
+
+
+def _is_denied(text: str, at: int) -> bool:
+    return bool(_DENIED.search(text[max(0, at - 80) : at]))
 
 
 def _phrase_value(text: str, at: int) -> _Found | None:

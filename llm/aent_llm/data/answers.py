@@ -3,9 +3,9 @@ r"""Read an answer: its variable, value and unit, freed from the ways of writing
 Math delimiters, ``\text{}``, ``\left``, bold, thousands separators and a full stop at the end go away; the sign of a
 currency is a unit; ``-`` is one character. ``announcements`` finds the answer in a text.
 
-Left out: numbers as words ("forty-two", "5 million"), decimal commas, units behind a formula (``2\pi`` cm and
-``2\pi`` m), words of three small letters (``cat`` is a product, and so is ``act``), ``0.333...``, an equation against a
-number (math-verify takes its right side, as questions ask for ``x + y`` too).
+Left out: numbers as words ("forty-two", "5 million"), decimal commas, units behind a formula with letters, words of
+three small letters (``cat`` is a product, and so is ``act``), ``0.333...``, an equation against a number
+(math-verify takes its right side, as questions ask for ``x + y`` too).
 """
 
 from __future__ import annotations
@@ -40,7 +40,10 @@ class Answer(NamedTuple):
         """The value as it is compared: ``+042.50`` is ``42.5``; white space counts between words and between digits."""
         if _DECIMAL.fullmatch(self.value):
             return _plain_decimal(self.value)
-        return self.value if self.is_words else _LOOSE_SPACE.sub("", re.sub(UNIT_TEXT, r"\1", self.value))
+        if self.is_words:
+            return self.value
+        value = self.value if re.search(r"[<>]|\\[lg]e", self.value) else _LISTED.sub(",", self.value)
+        return _LOOSE_SPACE.sub("", re.sub(UNIT_TEXT, r"\1", value))
 
     @property
     def is_words(self) -> bool:
@@ -106,7 +109,10 @@ _SPELLINGS: list[tuple[re.Pattern[str], str]] = [
         (rf"{_SIGNED}([€£¥₹]){_PRICE}", r"\1\3 \2"),
         (r"(?<!\\)\\[()\[\]]|\\?\$|\*\*|__|`", ""),  # math delimiters, other dollars, bold
         (r"^[*_=`\"“”]+|[*_=`\"“”]+$|</?(?:b|strong|i|em)>", ""),
-        (r"\\(?:left|right|displaystyle|textstyle|tiny|small|normalsize|[lL]arge|LARGE|[hH]uge)(?![A-Za-z])", ""),
+        (
+            r"\\(?:left|right|displaystyle|textstyle|tiny|small|normalsize|[lL]arge|LARGE|[hH]uge|bf(?:series)?|rm|it|sf|tt)(?![A-Za-z])",
+            "",
+        ),
         (r"(?<!\\)\\!|\\therefore(?![A-Za-z])|∴", ""),
         (r"\\[dtc]frac(?![A-Za-z])", r"\\frac"),
         (r"\\frac\s*(\d)", r"\\frac{\1}"),
@@ -152,8 +158,11 @@ _UNSIGNED = r"(\d+\.?\d*|\.\d+)"
 _SCIENTIFIC = (  # 3e5, 3 \times 10^5, 10^{-7}
     rf"([+-]?)(?:{_UNSIGNED}[eE]|(?:{_UNSIGNED}\s*(?:\\times|\\cdot|[x*])\s*)?10\s*\^\s*\{{?)([+-]?\d{{1,3}})\}}?"
 )
+_GROUP = r"\{(?:[^{}]|\{[^{}]*\})*\}"
 _NUMBER = (
     _SCIENTIFIC
+    + r"|(?=[^A-Za-z{}]*\\(?:pi|sqrt|frac)(?![A-Za-z]))"  # 4\pi, 5\sqrt{2}
+    + rf"(?:[\d\s.,+/()-]|\\(?:pi|cdot|times)(?![A-Za-z])|(?:\\sqrt|\\frac\s*{_GROUP})\s*{_GROUP})+"
     + r"|\d{1,2}:[0-5]\d"
     + r"|[+-]?\s*(?:\d[\d,]*(?:[ ]\d{3})*(?:\.\d+)?|\.\d+)(?:[ ]?\d+/\d+|/\d+)?|[+-]?\d*\s*\\frac\{[^{}]*\}\{[^{}]*\}"
 )
@@ -169,16 +178,22 @@ _QUANTITY = re.compile(
     )""",
     re.VERBOSE,
 )
+_PERCENT_MORE = (
+    r"(?:%|per ?cent)[\s}]*(?:\\text\s*\{\s*)?(?:more|less|fewer|(?:high|low|great|small|larg|bigg|long|short)er)"
+)
 NO_UNIT = re.compile(  # words that make another number of it, or no number
     r"(?:and|or|to|through|plus|minus|times [a-z]|over|divided|mod|base|sqrt|sin|cos|tan|log|exp|pi|if|is|was|out|with|"
     r"remainder|less|fewer|more than|than|squared|cubed|doubled|halved|factorial|inf|infinity|half|halves|score|"
     r"(?:hundred|thousand|[a-z]*illion|dozen|third|quarter|fourth|fifth|sixth|seventh|eighth|ninth|tenth|hundredth|"
-    r"thousandth|[a-z]*illionth)s?|(?-i:[eikMBnxyz]))\b|[!+]",
+    r"thousandth|[a-z]*illionth)s?|[bmt]n|ml[nd]|tr[nl]|lakhs?|crores?|gross|"
+    rf"{_PERCENT_MORE}|(?-i:[eikMBnxyz]))\b|[!+]",
     re.IGNORECASE,
 )
-_SILENT = re.compile(r"\\[lc]?dots|\.\.\.|…|\d\s*\\text\s*\{(?!\s*(?:and|or|,)\s*\})[^{}]*\}\s*\d")
+_SILENT = re.compile(
+    rf"{_PERCENT_MORE}\b|" + r"\\[lc]?dots|\.\.\.|…|\d\s*\\text\s*\{(?!\s*(?:and|or|,)\s*\})[^{}]*\}\s*\d"
+)
 _LOOSE_SPACE = re.compile(r"(?<!\d) | (?!\d)|(?<!\d{4}) (?=\d{3}(?![\d/]))")  # but of "1 2"; that of "1 000" is loose
-_APART = re.compile(r"\d (?!\d+/\d|\d{3}(?!\d))\d")  # "1 2", neither a mixed number nor thousands
+_APART = re.compile(r"(?<![_^])\d (?!\d+/\d|\d{3}(?!\d))\d")  # "1 2", neither a mixed number nor thousands
 _CLOCK = re.compile(r"\d{1,2}:[0-5]\d")  # 12:30 is no fraction; a ratio, 3:4, is one
 RATIO = re.compile(r"[^\s:=|]+(?:\s?:\s?[^\s:=|]+){2,}")  # 1:2:3
 DATE = re.compile(r"([12]\d{3})-(0\d|1[0-2])-([0-3]\d)")
@@ -193,6 +208,9 @@ _MODULO = re.compile(  # n \equiv 3 \pmod 7
 )
 _LETTER = r"(?:\\text\s*\{\s*)?\(?[A-H]\)?\}?"
 _AND = r"(?:[,;&]|\\text\s*\{\s*(?:and|or)\s*\}|\b(?:and|or)\b)"
+_LISTED = re.compile(  # "6, 7, and 8" is 6,7,8
+    r"(?<=[\d)}\]])[\s,]{0,4}(?:\\text\s*\{\s*(?:and|or)\s*\}|\b(?:and|or)\b)\s*(?=[\d(\\{\[.+-])"
+)
 _LETTERS = re.compile(rf"{_LETTER}(?:(?:\s*{_AND})+\s*{_LETTER})+")  # A, C
 _UNIT_NAMES = {
     name: unit
@@ -253,6 +271,7 @@ def _in_parts(text: str) -> Answer:
         variable, value = assigns[2].strip(), assigns[1].strip()
     elif assigned := _ASSIGNED.fullmatch(text):
         variable, value = assigned[1], assigned[2].strip()
+    value = re.split(r"\s*(?:\\approx|\\simeq|≈|≃)(?![A-Za-z])", value, maxsplit=1)[0] or value
     quantity = _QUANTITY.fullmatch(value)
     unit = ""
     if based := _BASED.fullmatch(value):
@@ -272,9 +291,9 @@ def differ(one: Answer, other: Answer) -> bool:
 
     These are different units that are known, cm and m (squared or not is no matter), or different bases or moduli; a
     pair, (3,4), for a list or set of numbers, 3,4 (but not a list for a pair: 3,4 is read as one); decimals that
-    do not agree to six places, or to six digits below 1; three dots or words between numbers (5 feet 3) in only one;
-    digits with a space between them (1 2); a time, a date or a ratio of three parts and something else; a list that
-    names a value twice, but for sets in braces.
+    do not agree to six places, or to six digits below 1; three dots, words between numbers (5 feet 3) or "percent more"
+    in only one; digits with a space between them (1 2); a time, a date or a ratio of three parts and something else; a
+    list that names a value twice, but for sets in braces.
     """
     units = {one.unit.partition("^")[0], other.unit.partition("^")[0]}
     known = set(_UNIT_NAMES.values()) - {"%", "°"}
@@ -356,14 +375,15 @@ def _cleaned(raw: str) -> str:
 
 
 def _unwrapped(text: str) -> str:
-    """The text without its outermost wrapper: a full stop, a ``\\text{}`` around it all, the brackets of ``(C)``."""
+    """The text without its outermost wrapper: a full stop, a ``\\text{}`` around it all, the brackets of ``(18)``."""
     text = re.sub(r"(?<![.])(?:[.,;:]|\\\\)+$", "", text)
     wrapper = _WRAPPER.match(text)
     if wrapper and closes(text, wrapper.end()) == len(text):
         return text[wrapper.end() : -1].strip()
     if text.startswith("{") and "," not in text and closes(text, 1) == len(text):
         return text[1:-1]
-    return text[1] if re.fullmatch(r"\([A-H]\)", text) else text
+    bracketed = re.fullmatch(r"\(\s*([^\s(),;\[\]|]+)\s*\)", text)  # (C), (18)
+    return bracketed[1] if bracketed else text
 
 
 def closes(text: str, start: int) -> int:

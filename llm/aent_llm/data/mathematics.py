@@ -174,6 +174,12 @@ _RULES: list[tuple[re.Pattern[str], Any]] = [
         (re.compile(rf"(?<=\d)\s*(?:\\text\s*\{{\s*{word}s?\s*\}}|{word}s?)$"), rf"\\times 10^{{{power}}}")
         for word, power in (("hundred", 2), ("thousand", 3), ("million", 6), ("billion", 9), ("trillion", 12))
     ),
+    (
+        re.compile(
+            r"(\\(?:sin|cos|tan|cot|sec|csc)(?:\^\d)?\s*[({]?\s*)(\d+(?:\.\d+)?)\s*(?:\^\s*\{?\s*\\circ\s*\}?|\\degree|°)"
+        ),
+        r"\1{\\frac{\2\\pi}{180}}",
+    ),
     (re.compile(UNIT_TEXT), lambda found: f" {found[1]} " if NO_UNIT.match(found[1].strip()) else found[0]),  # drops it
     (re.compile(r"(?<![A-Za-z\\{])([A-Z])([A-Z]+)(?![A-Za-z])"), r"\1_{\2}"),  # ABC is a name, no product
 ]
@@ -194,7 +200,7 @@ def _compare(reference: str, answer: str, seconds: int) -> bool:
 
     expected = _parsed_reference(reference, seconds)
     try:  # an alarm that rings between the end of the work and its cancelling escapes math-verify's own handlers
-        given = _parsed(answer, seconds)
+        given, expected = (_with_imaginary_unit(one) for one in (_parsed(answer, seconds), expected))
         return bool(verify(expected, given, timeout_seconds=seconds, allow_set_relation_comp=True))
     except (Exception, TimeoutException):
         return False
@@ -213,6 +219,16 @@ def _parsed(formula: str, seconds: int) -> list[Any]:
         return parse(rf"\boxed{{{formula}}}", [latex], extraction_mode="first_match", parsing_timeout=limit)
     except (Exception, TimeoutException):
         return []
+
+
+def _with_imaginary_unit(values: list[Any]) -> list[Any]:
+    """Replace the name i by the imaginary unit: math-verify leaves it a variable."""
+    from sympy import Basic, I
+
+    return [
+        value.subs({name: I for name in value.free_symbols if str(name) == "i"}) if isinstance(value, Basic) else value
+        for value in values
+    ]
 
 
 _parsed_reference = functools.lru_cache(maxsize=8192)(_parsed)

@@ -19,8 +19,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+from pydantic import Field
 from tqdm.auto import tqdm
 
 from aent.names import suggest
@@ -74,7 +75,9 @@ class DataConfig:
         "group, whose last match counts; null: the column is the answer",
     )
     limit: Count | None = setting(None, "use the first so many rows")
-    count: Count | None = setting(None, "number of problems to generate, embedded task only")
+    count: Annotated[int, Field(ge=1, le=1_000_000)] | None = setting(
+        None, "number of problems to generate, embedded task only"
+    )
     seed: Seed = setting(0, "which problems are generated, embedded task only")
     faulty: Literal["error", "drop"] = setting(
         "error", "rows that cannot be used: `error` stops, `drop` leaves them out and warns"
@@ -188,9 +191,24 @@ def _read_jsonl(path: Path, limit: int | None) -> _Table:
     return _Table(str(path), list(dict.fromkeys(key for row in rows for key in row)), rows, lines)
 
 
+class _TwiceError(ValueError):
+    pass
+
+
+def _once_each(pairs: list[tuple[str, Any]], place: str) -> dict[str, Any]:
+    """The object of these keys and values; of two values under one key JSON would keep the last without a word."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = next(key for number, (key, _) in enumerate(pairs) if key in dict(pairs[:number]))
+        raise _TwiceError(f"{place} has the key {twice!r} twice; keep one of the two")
+    return found
+
+
 def _json_object(line: bytes, place: str) -> dict[str, Any]:
     try:
-        row = json.loads(line)
+        row = json.loads(line, object_pairs_hook=lambda pairs: _once_each(pairs, place))
+    except _TwiceError:
+        raise
     except ValueError as error:  # damaged JSON or damaged UTF-8
         shown = short(line.decode(errors="replace").strip())
         raise ValueError(f"{place} is not JSON ({error}): {shown}; mend or delete the line") from error
@@ -250,8 +268,10 @@ def _hub_error(config: DataConfig, error: Exception) -> Exception:
 
 def _missing_file(path: Path) -> str:
     folder = path.parent
+    if path.is_dir():
+        return f"{path} is a folder, not a file; give a .jsonl or .parquet file in it"
     if not folder.is_dir():
-        return f"no file {path}: the folder {folder} does not exist (working directory: {Path.cwd()})"
+        return f"no file {str(path)!r}: the folder {str(folder)!r} does not exist (working directory: {Path.cwd()})"
     names = sorted(entry.name for entry in folder.iterdir() if entry.suffix in LOCAL_SUFFIXES)
     close = difflib.get_close_matches(path.name, names, n=3, cutoff=0.5)
     if close:

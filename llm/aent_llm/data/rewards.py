@@ -194,7 +194,7 @@ def reward_function(name: str) -> Reward:
     module_name, _, attribute = name.partition(":") if ":" in name else name.rpartition(".")
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ValueError(
             f"reward {name!r}: importing {module_name!r} failed ({type(error).__name__}: {error}). Name a module, "
             "package.module without .py, that imports from this folder, or add its folder to PYTHONPATH"

@@ -20,7 +20,7 @@ import difflib
 import io
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -319,6 +319,9 @@ def notes(groups: Sequence[Group]) -> list[str]:
             keys = sorted({key for one in leaves for key in one if any(one[key] != o.get(key) for o in leaves)})
             what = ", ".join(keys[:3]) or "one has none"
             found.append(f"not comparable as they are: the runs differ in {block} ({what})")
+    firsts = {str(next(iter(_rewards_of(run.config)), "")) for run in runs}
+    if len(firsts) > 1:
+        found.append(f"not comparable as they are: correct is what another reward says ({', '.join(sorted(firsts))})")
     if len(groups) > len(style.COLOURS):
         found.append(f"{len(groups)} settings share {len(style.COLOURS)} colours in a figure: draw fewer at a time")
     for label, members in groups:
@@ -326,6 +329,12 @@ def notes(groups: Sequence[Group]) -> list[str]:
         if min(ends) < max(ends):
             found.append(f"{label}: runs of {min(ends)} to {max(ends)} steps; curves end with the shortest")
     return found
+
+
+def _rewards_of(config: Mapping[str, Any]) -> Sequence[str]:
+    """The rewards of a run in their order; the first says what is correct."""
+    given = config.get("rewards") or "math_verify"
+    return [given] if isinstance(given, str) else list(given)
 
 
 # --------------------------------------------------------------------------------------------------------------- output
@@ -503,6 +512,8 @@ def main(argv: list[str] | None = None) -> int:
     if options.out:
         write_picture(options.out, draw(runs, group_by=options.group_by))
         print(f"curves: {options.out}")
+    else:
+        print("curves: add --out FILE.png")
     if options.csv:
         write_csv(options.csv, runs, group_by=options.group_by)
         print(f"numbers: {options.csv}")

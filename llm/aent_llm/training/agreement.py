@@ -149,6 +149,11 @@ def check_generation_kwargs(args: GRPOConfig) -> None:
                 f"generation_kwargs: {name}={given[name]} beside max_completion_length={args.max_completion_length}, "
                 "by which context and batch are checked. Set max_completion_length alone"
             )
+    if given.get("do_sample") is False:
+        raise ValueError(
+            "generation_kwargs: do_sample=false writes the same completion for a whole group, which teaches nothing. "
+            "Leave it out"
+        )
     for name in _BREAK_TRL:
         if given.get(name) not in (*_OFF, 1):
             raise ValueError(
@@ -198,7 +203,7 @@ def incomparable(args: GRPOConfig, of_model: GenerationConfig | None = None) -> 
     if of_model is None:
         return found
     brought = {name: getattr(of_model, name, None) for name in NEUTRAL if values.get(name) is None}
-    brought.pop("do_sample")  # TRL sets it
+    brought.pop("do_sample", None)  # TRL sets it
     return found + [
         f"{name}={value} (from the model's generation_config)"
         for name, value in brought.items()

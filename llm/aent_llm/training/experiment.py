@@ -224,7 +224,8 @@ def load_experiment(path: str | Path, overrides: Mapping[str, Any] | None = None
     """Read and validate an experiment file; ``overrides`` maps dotted keys to values.
 
     ``entropy.method`` there takes the place of the file's support, controller, shaping and warm-up, which belong to
-    another method; to replace a part of the one named, override that part too.
+    another method; to replace a part of the one named, override that part too. ``entropy.controller.type`` and its
+    like do the same with the options of the file's rule.
 
     Args:
         path: a file, or the name of a config of the package.
@@ -257,7 +258,7 @@ def overridden(raw: dict[str, Any], overrides: Mapping[str, Any], places: Places
     raw = dict(raw)
     if overrides.get("entropy.method") is not None and isinstance(raw.get("entropy"), dict):
         raw["entropy"] = {key: value for key, value in raw["entropy"].items() if key not in (*PARTS, "warmup_steps")}
-    for dotted, value in overrides.items():
+    for dotted, value in sorted(overrides.items(), key=lambda one: not one[0].endswith(".type")):
         *parents, last = dotted.split(".")
         if not all((*parents, last)):
             raise ValueError(f"--set {dotted}: expected a key such as train.max_steps")
@@ -268,6 +269,8 @@ def overridden(raw: dict[str, Any], overrides: Mapping[str, Any], places: Places
                 raise ValueError(f"--set {dotted}: {parent} is {short(inner)}, not a block with keys")
             at[parent] = dict(inner or {})  # a copy: the caller's tree stays
             at = at[parent]
+        if last == "type" and at.get("type") != value:  # another rule: the numbers of the file's are not for it
+            at.clear()
         at[last] = value
         places = places.overridden((*parents, last))
     return raw, places
@@ -432,7 +435,11 @@ def _rule(name: str, given: Any, places: Places) -> Any:
         except ValueError as error:
             raise ValueError(f"{places.of((*path, 'type'))}entropy.{name}.type: {error}") from error
         if dataclasses.is_dataclass(rule):
-            options = block(rule).checked(options, places, path)
+            try:
+                options = block(rule).checked(options, places, path)
+            except ValueError as error:
+                other = f" (options of {kind}; another rule has others: set entropy.{name}.type too)"
+                raise ValueError(f"{error}{other if 'unknown key' in str(error) else ''}") from None
         given = {"type": kind, **options}
     elif name == "controller" and isinstance(given, str):
         with contextlib.suppress(ValueError):  # else the name of a rule
@@ -440,7 +447,9 @@ def _rule(name: str, given: Any, places: Places) -> Any:
     try:
         getattr(config, name)(given)
     except ValueError as error:
-        raise ValueError(f"{places.of(path)}entropy.{name}: {error}") from None
+        options = given if isinstance(given, Mapping) else {}
+        named = next((key for key in options if re.search(rf"\b{re.escape(key)}\b", str(error))), "")
+        raise ValueError(f"{places.of((*path, named))}entropy.{name}: {error}") from None
     return given
 
 
@@ -523,6 +532,7 @@ def reference() -> str:
         ("model.lora", lora_block().reference("model.lora."), "Of `peft.LoraConfig`."),
         ("data", block(DataConfig).reference("data."), ""),
         ("entropy", entropy_block().reference("entropy."), _rules_reference()),
+        *_options_of_rules(),
         ("evaluation", evaluation_block().reference("evaluation."), ""),
         ("train", train_block().reference("train."), "Of `trl.GRPOConfig`, in the words of its authors."),
     ]
@@ -545,6 +555,22 @@ def _rules_reference() -> str:
         ]
         lines.append(f"`{name}` takes a name, or `{{type: name, option: value}}`: {'; '.join(rows)}.")
     return "\n\n".join(lines)
+
+
+def _options_of_rules() -> list[tuple[str, str, str]]:
+    """(title, table, what it is) of every rule that has options."""
+    return [
+        (f"entropy.{name} of type {kind}", block(rule).reference(f"entropy.{name}."), _first_sentence(rule))
+        for name in PARTS
+        for kind, rule in sorted(rules_of(name).items())
+        if settings_names(rule)
+    ]
+
+
+def _first_sentence(rule: type) -> str:
+    """What a rule is, and where its formula stands."""
+    first = " ".join((rule.__doc__ or "").partition("\n\n")[0].split()).replace("``", "`")
+    return f"{first} See `{rule.__module__}.{rule.__name__}`."
 
 
 def settings_names(cls: Any) -> list[str]:

@@ -90,6 +90,8 @@ def prepare(experiment: Experiment, args: Any = None, *, processes: int = 1, ski
             "train.num_generations"
         )
     notes = [_note(experiment, names, why) for names, why in _unheeded(experiment, args, batch, problems)]
+    if len(rewards) > 1:
+        notes.append(f"correct: {experiment.rewards[0]}, the first of rewards, gives {args.correct_reward} or more")
     return Parts(experiment.model.source, tokenizer, problems, rewards, held_out, notes)
 
 
@@ -173,6 +175,8 @@ def _read_model(experiment: Experiment, skipped: list[str] | None) -> tuple[Any,
         spec = tiny.TinySpec(**experiment.model.tiny)
         _check_weights(tiny.folder(spec))
         return tiny.tokenizer(spec), tiny.architecture(spec)
+    if source.casefold() == "tiny" and not Path(source).exists():
+        raise ValueError(f"model.source {source!r}: did you mean 'tiny'?")
     try:
         config, tokenizer = AutoConfig.from_pretrained(source, **_code(experiment)), load_tokenizer(source)
     except Exception as error:  # OSError, ValueError, and what a damaged file makes of json and tokenizers
@@ -237,7 +241,7 @@ def _room(context: int | None, completion: int, key: str) -> int | None:
     if context is not None and completion >= context:
         raise ValueError(
             f"{key}={completion} leaves no room for a prompt: prompt and completion together have {context} tokens "
-            "here. Lower it"
+            f"here. Set it to {max(1, context // 2)}, for instance"
         )
     return None if context is None else context - completion
 
@@ -387,7 +391,7 @@ def _check_optimiser(args: Any, model: Any) -> None:
 def _check_packages(experiment: Experiment, args: Any, processes: int, skipped: list[str] | None) -> None:
     """What must be there: a reference model, trackers, vLLM, a GPU, a hub, several processes."""
     from transformers.integrations.integration_utils import get_available_reporting_integrations
-    from transformers.utils.import_utils import is_optimum_quanto_available
+    from transformers.utils.import_utils import is_flash_attn_2_available, is_optimum_quanto_available
 
     if args.sync_ref_model and args.beta == 0.0:
         raise ValueError("train.sync_ref_model: true has no effect with train.beta=0: there is no reference model then")
@@ -417,6 +421,9 @@ def _check_packages(experiment: Experiment, args: Any, processes: int, skipped: 
         )
     if args.use_liger_kernel and importlib.util.find_spec("liger_kernel") is None:
         lacking.append("train.use_liger_kernel needs it: pip install liger-kernel, or set it to false")
+    attention = experiment.model.attn_implementation or ""
+    if attention == "flash_attention_2" and not is_flash_attn_2_available():
+        lacking.append("model.attn_implementation=flash_attention_2 needs it: pip install flash-attn, or leave it out")
     cache = "" if args.use_vllm else args.cache_implementation or ""
     if cache == "quantized" and not args.generation_kwargs and not is_optimum_quanto_available():
         lacking.append("train.cache_implementation=quantized needs it: pip install optimum-quanto, or leave it out")

@@ -309,7 +309,7 @@ def check_kept_tokens(support: Any, vocabulary: int) -> None:
         weights = support_weights(-steepness * torch.arange(1.0, vocabulary + 1).log(), support)
     except ValueError:
         raise
-    except Exception as error:  # whatever a rule of the user's may raise
+    except (Exception, SystemExit) as error:  # whatever a rule of the user's may raise
         raise ValueError(
             f"{support}: weights(logits) failed on a torch tensor ({type(error).__name__}: {error}); use the functions "
             "of array_api_compat.array_namespace(logits), which serve numpy and torch alike"
@@ -331,7 +331,7 @@ def check_controller(rule: Any, vocabulary: int) -> None:
         for entropy in (math.log(vocabulary), 0.5 * math.log(vocabulary), 0.0):
             given = f"an entropy of {entropy:.3g} nats"
             state = _one_number(rule.update(state, entropy))
-    except Exception as error:  # whatever a rule of the user's may raise
+    except (Exception, SystemExit) as error:  # whatever a rule of the user's may raise
         kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
         raise ValueError(f"{type(rule).__name__} failed on {given} ({kind}{error})") from error
 
@@ -361,7 +361,7 @@ def check_shaping(rule: Shaping, coefficient: float) -> None:
         weights = rule(tokens, coefficient)
         found = {"policy": weights.policy, "bonus": weights.bonus}
         bad = [one for one, value in found.items() if value.shape != (2, 3) or not bool(torch.isfinite(value).all())]
-    except Exception as error:  # whatever a rule of the user's may raise
+    except (Exception, SystemExit) as error:  # whatever a rule of the user's may raise
         raise ValueError(f"{name} failed on two responses of three tokens ({type(error).__name__}: {error})") from error
     if bad:
         raise ValueError(f"{name}: expected a finite weight for each of 2 x 3 tokens ({bad[0]}), got {found[bad[0]]!r}")

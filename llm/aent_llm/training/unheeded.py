@@ -213,13 +213,13 @@ TABLE = (
     ),
     Row(
         "entropy_warmup_steps",
-        "the run has no more rollouts than that, so that entropy.controller never moves the coefficient",
-        lambda run: _rests(run.args.entropy_warmup_steps, run.phases),
+        "the run has no more rollouts than that, so that entropy.controller never moves the coefficient; take fewer",
+        lambda run: not isinstance(_controller(run), Constant) and _rests(run.args.entropy_warmup_steps, run.phases),
     ),
     Row(
         "entropy_warmup_steps",
         "entropy.controller never moves the coefficient",
-        lambda run: isinstance(_controller(run), Constant) and not _rests(run.args.entropy_warmup_steps, run.phases),
+        lambda run: isinstance(_controller(run), Constant),
     ),
     Row(
         "entropy_controller",
