@@ -19,6 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from aent.stats import Estimate, student_interval
 from paper_figures import records, style
 from paper_figures.scale import Frame, Progress, Scale, silent
 from paper_figures.verdicts import Verdict
@@ -63,19 +64,19 @@ def trained(df: Frame) -> Frame:
     return df[df.setting == df.setting.min()] if own.empty else own
 
 
-def bite(df: Frame, method: str) -> records.Estimate:
+def bite(df: Frame, method: str) -> Estimate:
     """|full - clamped| / full, averaged over training."""
     return _per_run(df, method, lambda own: float((own.gap / own.full).mean()))
 
 
-def cosine(df: Frame, method: str) -> records.Estimate:
+def cosine(df: Frame, method: str) -> Estimate:
     """Cosine between the bonus gradients, averaged over training."""
     return _per_run(df, method, lambda own: float(own.cosine.mean()))
 
 
-def _per_run(df: Frame, method: str, value: Callable[[Frame], float]) -> records.Estimate:
+def _per_run(df: Frame, method: str, value: Callable[[Frame], float]) -> Estimate:
     own = df[df.method == method]
-    return records.estimate([value(run) for _, run in own.groupby(["arm", "stage", "seed"])])
+    return student_interval([value(run) for _, run in own.groupby(["arm", "stage", "seed"])])
 
 
 def verdict(df: Frame) -> Verdict:

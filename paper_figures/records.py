@@ -14,14 +14,13 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.stats import t as student
 
+from aent.stats import Estimate, bootstrap_mean
 from paper_figures import style
 from paper_figures.scale import Frame
 
@@ -170,49 +169,14 @@ def _few(steps: int) -> int:
 # ------------------------------------------------------------------------------------------------------- statistics
 
 
-@dataclass(frozen=True)
-class Estimate:
-    """A mean over seeds with a 95% interval; the interval is infinite for one seed."""
-
-    mean: float
-    low: float
-    high: float
-    seeds: int
-
-    def __str__(self) -> str:
-        if not np.isfinite(self.high - self.low):
-            return f"{self.mean:.3g} (one seed)"
-        return f"{self.mean:.3g} [{self.low:.3g}, {self.high:.3g}]"
-
-
-def estimate(values: Any) -> Estimate:
-    """Mean and Student interval over seeds: what a verdict's words rest on (a bootstrap of five is too narrow)."""
-    values = np.asarray(values, dtype=float)
-    values = values[np.isfinite(values)]
-    n, mean = len(values), float(values.mean()) if len(values) else float("nan")
-    if n < 2:
-        return Estimate(mean, -np.inf, np.inf, n)
-    reach = float(student.ppf(0.975, n - 1) * values.std(ddof=1) / np.sqrt(n))
-    return Estimate(mean, mean - reach, mean + reach, n)
-
-
 FEWEST = 3  # seeds behind a claim
 
 
 def outcome(found: Estimate) -> str:
     """What a difference says: better, worse or not resolved; never a claim from fewer than ``FEWEST`` seeds."""
-    if found.seeds < FEWEST:
+    if found.count < FEWEST:
         return "not resolved"
     return "better" if found.low > 0 else "worse" if found.high < 0 else "not resolved"
-
-
-def spread(values: Any, draws: int = 2000) -> np.ndarray:
-    """(3, T) mean and 95% percentile bootstrap interval over the rows of (S, T), with a fixed seed: what is drawn."""
-    values = np.atleast_2d(np.asarray(values, dtype=float))
-    picks = np.random.default_rng(0).integers(len(values), size=(draws, len(values)))
-    counts = np.stack([(picks == row).sum(1) for row in range(len(values))], axis=1)  # (draws, S)
-    low, high = np.quantile(counts @ values / len(values), [0.025, 0.975], axis=0)
-    return np.stack([values.mean(0), low, high])
 
 
 def per_seed(own: Frame, column: str, *, smooth: int = 1) -> Frame:
@@ -243,16 +207,16 @@ def draw_curve(panel: Any, own: Frame, column: str, *, smooth: int = 1, **look: 
     table = per_seed(own, column, smooth=smooth)
     for run in table:
         panel.plot(table.index, table[run], color=method.colour, lw=0.7, alpha=0.28, zorder=1.5)
-    mean, low, high = spread(table.to_numpy().T)
-    style.band(panel, table.index, low, high, method.colour)
-    panel.plot(table.index, mean, **{"color": method.colour, "ls": method.line, "zorder": 3, **look})
+    found = bootstrap_mean(table.to_numpy().T)
+    style.band(panel, table.index, found.low, found.high, method.colour)
+    panel.plot(table.index, found.mean, **{"color": method.colour, "ls": method.line, "zorder": 3, **look})
 
 
 def draw_dots(panel: Any, x: float, values: Any, colour: str, *, marker: str = "o", width: float = 0.16) -> None:
     """One small dot per seed, beside it the mean with its 95% bootstrap interval."""
     values = np.asarray(values, dtype=float)
-    mean, low, high = spread(values[:, None])[:, 0]
+    found = bootstrap_mean(values)
     offsets = np.linspace(-width, 0, len(values)) if len(values) > 1 else np.zeros(1)
     panel.plot(x + offsets, values, "o", color=colour, ms=3.6, mew=0, alpha=0.5)
-    panel.plot([x + width] * 2, [low, high], color=colour, lw=2.2, solid_capstyle="butt")
-    panel.plot(x + width, mean, marker, color=colour, ms=6.5, mec=style.paper(), mew=0.8)
+    panel.plot([x + width] * 2, [found.low, found.high], color=colour, lw=2.2, solid_capstyle="butt")
+    panel.plot(x + width, found.mean, marker, color=colour, ms=6.5, mec=style.paper(), mew=0.8)
