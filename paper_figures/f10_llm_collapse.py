@@ -99,7 +99,7 @@ def draw(df: Frame) -> Figure:
         rows=2, columns=2, height=6.2, sharex=True,
     )  # fmt: skip
     for panel, (column, title, label) in zip(axes.flat, PANELS, strict=True):
-        look: dict[str, Any] = {"ls": "-", "color": style.ink(), "lw": 2.1}  # the only method here: no colour needed
+        look: dict[str, Any] = {"ls": "-", "color": style.INK, "lw": 2.1}  # the only method here: no colour needed
         records.draw_curve(panel, df, column, smooth=SMOOTH, **look)
         panel.set_title(title)
         panel.set(ylabel=label, xlim=(1, df.step.max()))

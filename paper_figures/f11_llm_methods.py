@@ -192,8 +192,8 @@ def _coefficients(panel: Axes, curve: Frame) -> None:
 
 def _dots(panel: Axes, result: Frame, column: str) -> None:
     before = float(result[f"{column}_before"].mean())
-    panel.axhline(before, color=style.subtle(), lw=1.1, ls=(0, (2, 2)))
-    style.note(panel, -0.45, before, "before training", va="top", fontsize=7.8, color=style.subtle())
+    panel.axhline(before, color=style.SUBTLE, lw=1.1, ls=(0, (2, 2)))
+    style.note(panel, -0.45, before, "before training", va="top", fontsize=7.8, color=style.SUBTLE)
     names = methods(result)
     for x, name in enumerate(names):
         own, look = result[result.method == name], style.METHODS[name]

@@ -142,7 +142,7 @@ def _frame(axes: np.ndarray, df: Frame) -> None:
     axes[0, 1].set_ylabel("|full - clamped| / full")
     for panel in axes[1]:
         panel.set(ylim=(min(-0.03, float(df.cosine.min()) - 0.05), 1.05), ylabel="cosine of the bonus gradients")
-        panel.axhline(TURNS, color=style.subtle(), lw=1.1, ls=(0, (4, 2)))
+        panel.axhline(TURNS, color=style.SUBTLE, lw=1.1, ls=(0, (4, 2)))
     axes[0, 0].set_title("Along training")
     axes[0, 1].set_title("On every policy of the record")
     axes[1, 0].set(xlabel="training step", xlim=(1, df.step.max()))
@@ -167,6 +167,6 @@ def _handles(df: Frame) -> list[Line2D]:
         if name in set(df.method)
     ]
     dashed = Line2D(
-        [], [], color=style.subtle(), lw=1.1, ls=(0, (4, 2)), label=f"cosine {TURNS:g}: below, a different bonus"
+        [], [], color=style.SUBTLE, lw=1.1, ls=(0, (4, 2)), label=f"cosine {TURNS:g}: below, a different bonus"
     )
     return [*handles, dashed]

@@ -159,8 +159,8 @@ def draw(df: Frame) -> Figure:
     name_rows(axes[0, 0], {label(name): _colour(name) for name in order}, top=-0.6)
     handles = [
         *family_handles(),
-        Line2D([], [], color=style.subtle(), marker="o", ls="none", label="first value"),
-        Line2D([], [], color=style.subtle(), marker="o", mfc="none", ls="none", label="second value"),
+        Line2D([], [], color=style.SUBTLE, marker="o", ls="none", label="first value"),
+        Line2D([], [], color=style.SUBTLE, marker="o", mfc="none", ls="none", label="second value"),
     ]
     style.legend_strip(figure, handles, columns=4)
     style.stamp(figure, records.STAMP)
@@ -182,8 +182,8 @@ def _colour(method: str) -> str:
 def _column(axis: Axes, df: Frame, column: str, order: list[str]) -> None:
     none = student_interval(df[(df.method == "none") & df["first"]][column])
     if np.isfinite(none.low):
-        axis.axvspan(max(none.low, 1e-3), none.high, color=style.subtle(), alpha=0.16, lw=0)
-    axis.axvline(none.mean, color=style.subtle(), lw=1.1, ls=(0, (3, 2)))
+        axis.axvspan(max(none.low, 1e-3), none.high, color=style.SUBTLE, alpha=0.16, lw=0)
+    axis.axvline(none.mean, color=style.SUBTLE, lw=1.1, ls=(0, (3, 2)))
     for y, name in enumerate(order):
         colour = _colour(name)
         for first, shift in ((True, -0.17), (False, 0.17)):
@@ -191,9 +191,9 @@ def _column(axis: Axes, df: Frame, column: str, order: list[str]) -> None:
             if values.empty:
                 continue
             axis.plot(values, [y + shift] * len(values), "o", color=colour, ms=2.4, mew=0, alpha=0.5)
-            face = colour if first else style.paper()
+            face = colour if first else style.PAPER
             axis.plot(values.mean(), y + shift, "o", color=colour, mfc=face, ms=4.6, mew=1.1)
     style.stripes(axis, len(order))
     parts = sum(name in PARTS for name in order)
     if parts:
-        axis.axhline(len(order) - parts - 0.5, color=style.subtle(), lw=0.9)
+        axis.axhline(len(order) - parts - 0.5, color=style.SUBTLE, lw=0.9)

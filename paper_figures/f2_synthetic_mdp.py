@@ -171,7 +171,7 @@ def draw(df: Frame) -> Figure:
     handles: list[Any] = [
         Line2D([], [], color=style.METHODS[m].colour, linestyle=style.METHODS[m].line, label=_label(m)) for m in METHODS
     ]
-    handles.append(Patch(facecolor="none", edgecolor=style.subtle(), label="paper's value"))
+    handles.append(Patch(facecolor="none", edgecolor=style.SUBTLE, label="paper's value"))
     style.legend_strip(figure, handles)
     return figure
 
@@ -217,11 +217,11 @@ def _bars(axis: Any, part: Frame) -> None:
             line = table[(table["optimal"] == optimal) & (table["method"] == method)].iloc[0]
             x, colour = i + 0.27 * (j - 1), style.METHODS[method].colour
             axis.bar(x, line["gain"], width=0.24, color=colour)
-            axis.plot([x, x], [line["low"], line["high"]], color=style.ink(), linewidth=0.9)
+            axis.plot([x, x], [line["low"], line["high"]], color=style.INK, linewidth=0.9)
             published = {"full": PAPER_GAIN[optimal][0], "keep100": PAPER_GAIN[optimal][1]}.get(method)
             if published is not None:
-                axis.bar(x, published, width=0.24, facecolor="none", edgecolor=style.subtle(), linewidth=1.1)
-    axis.axhline(0, color=style.subtle(), linewidth=0.8)
+                axis.bar(x, published, width=0.24, facecolor="none", edgecolor=style.SUBTLE, linewidth=1.1)
+    axis.axhline(0, color=style.SUBTLE, linewidth=0.8)
     axis.set(xticks=range(len(OPTIMA)), xticklabels=OPTIMA, title="gain over no bonus", ylim=(-0.35, 0.85))
     axis.set_xlabel("optimal actions")
     axis.grid(axis="x", visible=False)

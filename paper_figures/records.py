@@ -219,4 +219,4 @@ def draw_dots(panel: Any, x: float, values: Any, colour: str, *, marker: str = "
     offsets = np.linspace(-width, 0, len(values)) if len(values) > 1 else np.zeros(1)
     panel.plot(x + offsets, values, "o", color=colour, ms=3.6, mew=0, alpha=0.5)
     panel.plot([x + width] * 2, [found.low, found.high], color=colour, lw=2.2, solid_capstyle="butt")
-    panel.plot(x + width, found.mean, marker, color=colour, ms=6.5, mec=style.paper(), mew=0.8)
+    panel.plot(x + width, found.mean, marker, color=colour, ms=6.5, mec=style.PAPER, mew=0.8)

@@ -154,7 +154,7 @@ def test_the_same_at_every_scale_and_seed(stem, path, monkeypatch):
 @pytest.mark.parametrize("stem", LLM)
 def test_the_stamp_says_recorded_and_not_a_scale(stem):
     spec = registry.load(stem)
-    with style.theme("light"):
+    with style.look():
         figure = spec.draw(spec.compute(Scale("smoke"), np.random.default_rng(0)))
         style.stamp(figure, "smoke scale, seed 0")  # what saving adds to the other figures
     said = [text.get_text() for text in figure.texts]

@@ -36,7 +36,7 @@ from aent.files import check_writable, write_atomically
 from aent.names import suggest
 from aent.runs import read_run
 from aent.stats import bootstrap_difference, bootstrap_mean
-from aent_llm.measure import curves, style
+from aent_llm.measure import curves
 
 __all__ = ["Curve", "Group", "RunData", "aggregate", "draw", "group_runs", "main", "read_runs", "table"]
 
@@ -311,8 +311,8 @@ def notes(groups: Sequence[Group]) -> list[str]:
             keys = sorted({key for one in leaves for key in one if any(one[key] != o.get(key) for o in leaves)})
             what = ", ".join(keys[:3]) or "one has none"
             found.append(f"not comparable as they are: the runs differ in {block} ({what})")
-    if len(groups) > len(style.COLOURS):
-        found.append(f"{len(groups)} settings share {len(style.COLOURS)} colours in a figure: draw fewer at a time")
+    if len(groups) > len(curves.COLOURS):
+        found.append(f"{len(groups)} settings share {len(curves.COLOURS)} colours in a figure: draw fewer at a time")
     for label, members in groups:
         ends = [max(run.metrics) for run in members]
         if min(ends) < max(ends):
