@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from aent.files import draft_folder, write_atomically
+from aent.files import draft_folder, move_into_place, write_atomically
 from paper_figures import style
 from paper_figures.registry import FigureSpec
 from paper_figures.verdicts import Verdict
@@ -60,7 +60,7 @@ def save(spec: FigureSpec, df: Any, record: Record, folder: Path) -> bool:
         write_atomically(fresh / f"{spec.stem}.json", json.dumps(asdict(record), indent=1) + "\n")
         replaced = (folder / f"{spec.stem}.json").exists()
         for file in sorted(fresh.iterdir()):
-            file.replace(folder / file.name)
+            move_into_place(file, folder / file.name)
     return replaced
 
 

@@ -1,17 +1,14 @@
 """Committed records of language-model runs as tables, and the statistics that their figures share.
 
-``llm_tiny.jsonl`` is written by ``python -m experiments.three_way record``: provenance and config on the first line,
-then one line per run. It is read, never made: drawing needs no language model, and F10 to F13 are the same at every
-scale and seed. ``PAPER_FIGURES_LLM_RECORD`` names another file of the same kind.
-
-Left out: the text of completions and the results per problem; they stay in the run directories.
+``llm_tiny.jsonl`` is written by ``python -m experiments.three_way record``; ``aent.records`` says what is in it. It is
+read, never made: drawing needs no language model, and F10 to F13 are the same at every scale and seed.
+``PAPER_FIGURES_LLM_RECORD`` names another file of the same kind.
 
 Shapes: S seeds, T logged steps.
 """
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,6 +17,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from aent.records import CURVES, read_record
 from aent.stats import Estimate, bootstrap_mean
 from paper_figures import style
 from paper_figures.scale import Frame
@@ -28,17 +26,7 @@ RECORD = Path(__file__).parent / "records" / "llm_tiny.jsonl"
 VARIABLE = "PAPER_FIGURES_LLM_RECORD"
 STAMP = "recorded language-model runs, the same at every scale and seed"
 
-CURVES = {  # key in the record -> column
-    "reward": "reward",
-    "entropy/full": "full",
-    "entropy/clamped": "clamped",
-    "entropy/clamp_gap": "gap",
-    "entropy/dropped_mass": "dropped",
-    "entropy/grad_cosine": "cosine",
-    "entropy/coef": "coefficient",
-    "completions/mean_length": "length",
-    "frac_reward_zero_std": "zero_variance",
-}
+DRAWN = {key: column for key, column in CURVES.items() if column != "bonus_share"}  # what the figures need of a run
 LATE = 0.1  # share of the steps at either end that "start" and "end" mean: one step is 16 prompts, too few
 
 
@@ -55,46 +43,22 @@ def lines(path: Path | None = None) -> list[dict[str, Any]]:
             f"no record of language-model runs at {path}: make one with `python -m experiments.three_way sweep`, "
             f"`compare` and `record`, or name another file in {VARIABLE}"
         )
-    found = []
-    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
-        try:
-            found.append(json.loads(line))
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{path}, line {number}: expected one JSON object, {error}") from None
-        _check_run(found[-1], f"{path}, line {number}")
-    runs = [line for line in found if "arm" in line]
-    if not runs:
+    if not (runs := read_record(path)):
         raise ValueError(f"{path} holds no finished run: run `python -m experiments.three_way sweep` first")
     return runs
 
 
-KINDS = {"arm": str, "seed": int, "entropy": dict, "step": list, "curves": dict, "before": dict, "after": dict}
-
-
-def _check_run(line: Any, where: str) -> None:
-    """Refuse a line that is neither the header nor a run with one value per step in every curve."""
-    if not isinstance(line, dict):
-        raise ValueError(f"{where}: expected one JSON object, got {type(line).__name__}")
-    if "arm" not in line and "provenance" in line:
-        return
-    if wrong := [key for key, kind in KINDS.items() if not isinstance(line.get(key), kind)]:
-        raise ValueError(f"{where}: {', '.join(wrong)} missing or of the wrong type: make the record again")
-    for key, values in line["curves"].items():
-        if not isinstance(values, list) or len(values) != len(line["step"]):
-            raise ValueError(f"{where}: curves.{key} must have one value per step ({len(line['step'])})")
-
-
 def curves(path: Path | None = None) -> Frame:
-    """One row per run and logged step: ``label_columns`` and the columns of ``CURVES``; entropies in nats per token.
+    """One row per run and logged step: ``label_columns`` and the columns of ``DRAWN``; entropies in nats per token.
 
     Raises:
         ValueError: as ``lines``, or a run without one of the curves.
     """
     frames = []
     for run in lines(path):
-        if lost := CURVES.keys() - run["curves"].keys():
+        if lost := DRAWN.keys() - run["curves"].keys():
             raise ValueError(f"the run {run['arm']} of seed {run['seed']} has no curve {', '.join(sorted(lost))}")
-        values = {column: _numbers(run["curves"][key]) for key, column in CURVES.items()}
+        values = {column: _numbers(run["curves"][key]) for key, column in DRAWN.items()}
         frames.append(pd.DataFrame({**label_columns(run), "step": run["step"], **values}))
     return pd.concat(frames, ignore_index=True).assign(kind="curve")
 
@@ -107,7 +71,7 @@ def results(path: Path | None = None) -> Frame:
     """
     rows = []
     for run in lines(path):
-        last = {column: end(run, key) for key, column in CURVES.items()}
+        last = {column: end(run, key) for key, column in DRAWN.items()}
         rows.append({**label_columns(run), **last, **evaluated(run)})
     return pd.DataFrame(rows).assign(kind="result")
 
