@@ -89,7 +89,8 @@ SETTINGS: dict[str, Any] = {
 @contextmanager
 def look(more: Mapping[str, Any] | None = None) -> Iterator[None]:
     """Draw inside this context; ``more`` are further settings of matplotlib."""
-    with mpl.rc_context({**SETTINGS, **(more or {})}):
+    settings: Any = {**SETTINGS, **(more or {})}  # matplotlib types the names of settings one by one
+    with mpl.rc_context(settings):
         yield
 
 
