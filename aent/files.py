@@ -1,7 +1,7 @@
 """Files and folders that appear whole or not at all, and one sentence where they cannot.
 
     write_atomically("run/summary.json", text)          # a reader sees the old content or the new, never half of it
-    with draft_folder("cache") as draft: ...            # fill it, then ``draft.rename(...)``
+    with draft_folder("cache") as draft: ...            # fill it, then ``move_into_place(draft, "cache/model")``
 
 A draft lies beside its destination, because a rename works within one file system only, under a random name that is
 made with O_EXCL: what others put there, a symbolic link for instance, is neither followed nor overwritten. Its name
@@ -22,7 +22,10 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["check_writable", "draft_folder", "explain", "remove_stale_drafts", "write_atomically"]
+__all__ = [
+    "check_writable", "draft_folder", "explain", "flush_folder", "move_into_place", "remove_stale_drafts",
+    "write_atomically",
+]  # fmt: skip
 
 DRAFT = ".draft-"
 STALE_SECONDS = 24 * 3600.0  # a draft of another machine is taken for abandoned when it is older
@@ -61,10 +64,10 @@ def write_atomically(path: str | os.PathLike[str], content: str | bytes, *, repl
             file.flush()
             os.fsync(file.fileno())
         if replace:
-            draft.replace(path)
+            move_into_place(draft, path)
         else:
             _move_to_free_name(draft, path)
-        _flush_folder(path.parent)
+            flush_folder(path.parent)
     except FileExistsError:
         raise FileExistsError(f"{path} exists and was not overwritten; what was to be in it is in {draft}") from None
     except BaseException as error:
@@ -77,7 +80,7 @@ def write_atomically(path: str | os.PathLike[str], content: str | bytes, *, repl
 
 @contextlib.contextmanager
 def draft_folder(parent: str | os.PathLike[str]) -> Iterator[Path]:
-    """Make a folder to be filled and renamed; what is still there at the end of the block is removed.
+    """Make a folder to be filled and moved into place; what is still there at the end of the block is removed.
 
     Folders and files that killed processes left in ``parent`` under such names are removed first.
 
@@ -96,6 +99,32 @@ def draft_folder(parent: str | os.PathLike[str]) -> Iterator[Path]:
         yield draft
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+
+
+def move_into_place(draft: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
+    """Give a finished draft, a file or a folder, its name in one rename, and flush that to disk.
+
+    A file that is there gives way; a folder only if it is empty.
+
+    Raises:
+        OSError: it cannot be renamed, for instance because a folder is there; says where and what to do.
+    """
+    target = Path(target)
+    try:
+        Path(draft).replace(target)
+    except OSError as error:
+        raise explain(error, target) from None
+    flush_folder(target.parent)
+
+
+def flush_folder(folder: str | os.PathLike[str]) -> None:
+    """Make the renames in a folder survive a power cut, where the system can."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def check_writable(folder: str | os.PathLike[str]) -> None:
@@ -169,13 +198,3 @@ def _is_alive(process: int) -> bool:
     except OSError:  # alive, but another user's
         return True
     return True
-
-
-def _flush_folder(folder: Path) -> None:
-    """Make the rename itself survive a power cut, where the system can."""
-    with contextlib.suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)

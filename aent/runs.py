@@ -37,7 +37,7 @@ import numpy as np
 
 import aent
 from aent.fields import is_whole_number
-from aent.files import draft_folder, explain, write_atomically
+from aent.files import draft_folder, explain, move_into_place, write_atomically
 
 try:
     import fcntl
@@ -90,10 +90,7 @@ class Run:
             _write_json(draft / "config.json", config)
             _write_json(draft / "provenance.json", {**provenance(seed), "config": config, "resumed": []})
             write_atomically(draft / "metrics.jsonl", "")
-            try:
-                draft.rename(directory)
-            except OSError as error:
-                raise explain(error, directory) from None
+            move_into_place(draft, directory)
         return cls(directory, config)
 
     @classmethod

@@ -21,7 +21,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,8 @@ import joblib
 import numpy as np
 
 from aent import cli
-from aent.files import check_writable, write_atomically
+from aent.files import check_writable
+from aent.records import CURVES, header, run_line, write_record
 from aent.runs import read_run
 from aent_llm.config_files import find_config
 
@@ -47,10 +48,6 @@ BANDS = {"full": (0.28, 0.55), "drop33": (0.26, 0.52), "top64": (0.18, 0.36)}  #
 STEP = 2.0  # controller step, in units of the starting coefficient: a miss of .1 nats moves it by a fifth of that
 SEED = cli.whole_number(0, 2**32 - 1)  # of numpy
 WARMUP = 30  # steps before it moves, as in the paper's setting (a)
-CURVES = (
-    "reward", "entropy/full", "entropy/clamped", "entropy/clamp_gap", "entropy/dropped_mass", "entropy/grad_cosine",
-    "entropy/bonus_grad_share", "entropy/coef", "completions/mean_length", "frac_reward_zero_std",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -163,10 +160,10 @@ def run_all(runs: list[tuple[Any, int]], folder: Path, options: argparse.Namespa
     return 1 if failed else 0
 
 
-def record(folder: Path, out: Path, *, curves: Sequence[str] = CURVES, per_problem: bool = True) -> int:
-    """One JSON line per finished run: setting, seed, curves, evaluations; the provenance of the first run, once.
+def record(folder: Path, out: Path, *, curves: Iterable[str] = tuple(CURVES), per_problem: bool = True) -> int:
+    """Write the record (``aent.records``) of the finished runs in a folder; returns how many there are.
 
-    ``per_problem`` keeps what was measured on every held-out problem, not only the means.
+    ``curves`` are the logged keys to keep; ``per_problem`` keeps what was measured on every held-out problem too.
 
     Raises:
         FileExistsError: ``out`` is there. FileNotFoundError: no run in ``folder`` is finished.
@@ -176,32 +173,22 @@ def record(folder: Path, out: Path, *, curves: Sequence[str] = CURVES, per_probl
     if out.exists():
         raise FileExistsError(f"{out} exists; nothing was overwritten. Remove it or choose another --out")
     check_writable(out.parent)
-    lines: list[dict[str, Any]] = []
+    first: dict[str, Any] = {}
+    runs = []
     for summary in sorted(folder.glob("*/*/*/summary.json")):
         stage, arm, seed = summary.parts[-4:-1]
         config, provenance, metrics = read_run(summary.parent)
-        if not lines:
-            kept = {key: value for key, value in provenance.items() if key not in ("command", "resumed", "seed")}
-            lines.append({"provenance": kept, "config": config})  # a command line holds paths of one machine
-        last = {entry["step"]: entry for entry in metrics}  # after a resume the later line of a step counts
-        steps = sorted(last)
-        result = _read_summary(summary)
-        lines.append(
-            {
-                "stage": stage,
-                "arm": arm,
-                "seed": int(seed.removeprefix("seed-")),
-                "entropy": config.get("entropy"),
-                "step": steps,
-                "curves": {key: [_short(last[step].get(key)) for step in steps] for key in curves},
-                **{when: _summed_up(result[when], per_problem) for when in ("before", "after")},
-                "seconds": result["seconds"],
-            }
-        )
-    if not lines:
+        first = first or header(provenance, config)
+        runs.append(
+            run_line(
+                metrics, _read_summary(summary), stage=stage, arm=arm, seed=int(seed.removeprefix("seed-")),
+                entropy=config.get("entropy"), curves=curves, per_problem=per_problem,
+            )
+        )  # fmt: skip
+    if not runs:
         raise FileNotFoundError(f"no finished run in {folder}: nothing to record")
-    write_atomically(out, "".join(json.dumps(line) + "\n" for line in lines))
-    return len(lines) - 1
+    write_record(out, first, runs)
+    return len(runs)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -247,15 +234,6 @@ def accuracy(result: dict[str, Any] | None) -> float:
         if key.startswith("avg@"):
             return value["mean"]
     raise ValueError("a run was not evaluated, but runs are compared by accuracy: give its config an evaluation block")
-
-
-def _short(value: Any) -> Any:
-    return None if value is None else float(f"{value:.4g}")
-
-
-def _summed_up(result: dict[str, Any], per_problem: bool) -> dict[str, Any]:
-    kept = {key: value for key, value in result.items() if isinstance(value, dict | int | float | str)}
-    return kept if per_problem else {key: value for key, value in kept.items() if key != "per_problem"}
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from aent.stats import Estimate, student_interval
 from paper_figures import records, style
 from paper_figures.scale import Frame, Progress, Scale, silent
 from paper_figures.verdicts import Verdict
@@ -52,11 +53,11 @@ def compute(scale: Scale, rng: np.random.Generator, progress: Progress = silent)
 def verdict(df: Frame) -> Verdict:
     """Holds if entropy collapses and reward stalls, only-if if it collapses and reward still grows; else fails."""
     start, end = records.ends(df, "full")
-    ratio = records.estimate(end / start)
+    ratio = student_interval(end / start)
     stalled = _late_gain(df)
     collapsed = _judge(ratio.low, ratio.high, COLLAPSED)
     stopped = _judge(stalled.low, stalled.high, STALLED)
-    zero = [records.estimate(values) for values in records.ends(df, "zero_variance")]
+    zero = [student_interval(values) for values in records.ends(df, "zero_variance")]
     first = {
         "yes": f"Entropy collapses (its interval is below {COLLAPSED:g} of the start)",
         "no": f"Entropy falls but does not collapse (its interval is above {COLLAPSED:g} of the start)",
@@ -70,7 +71,7 @@ def verdict(df: Frame) -> Verdict:
         "not resolved": "whether learning has stopped is not resolved",
     }[stopped]
     sentence = (
-        f"{first}: {records.counted(ratio.seeds)}, {start.mean():.3g} to {end.mean():.3g} nats a token, ratio {ratio}. "
+        f"{first}: {records.counted(ratio.count)}, {start.mean():.3g} to {end.mean():.3g} nats a token, ratio {ratio}. "
         f"From the third to the last quarter of training reward gains {stalled} of its whole gain: {second}. "
         f"Groups without reward variance: from {zero[0]} to {zero[1]}. Intervals: 95%, Student, over seeds."
     )
@@ -78,12 +79,12 @@ def verdict(df: Frame) -> Verdict:
     return Verdict(status, sentence)
 
 
-def _late_gain(df: Frame) -> records.Estimate:
+def _late_gain(df: Frame) -> Estimate:
     """Gain in reward from the third to the last quarter, as a share of that from the first to the last."""
     table = records.per_seed(df, "reward").to_numpy()
     quarters = [part.mean(0) for part in np.array_split(table, 4)]
     whole = quarters[3] - quarters[0]
-    return records.estimate((quarters[3] - quarters[2]) / whole.mean())  # the mean: one seed's may be near zero
+    return student_interval((quarters[3] - quarters[2]) / whole.mean())  # the mean: one seed's may be near zero
 
 
 def _judge(low: float, high: float, limit: float) -> str:
@@ -98,7 +99,7 @@ def draw(df: Frame) -> Figure:
         rows=2, columns=2, height=6.2, sharex=True,
     )  # fmt: skip
     for panel, (column, title, label) in zip(axes.flat, PANELS, strict=True):
-        look: dict[str, Any] = {"ls": "-", "color": style.ink(), "lw": 2.1}  # the only method here: no colour needed
+        look: dict[str, Any] = {"ls": "-", "color": style.INK, "lw": 2.1}  # the only method here: no colour needed
         records.draw_curve(panel, df, column, smooth=SMOOTH, **look)
         panel.set_title(title)
         panel.set(ylabel=label, xlim=(1, df.step.max()))

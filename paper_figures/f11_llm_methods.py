@@ -18,6 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from aent.stats import Estimate, student_interval
 from paper_figures import records, style
 from paper_figures.scale import Frame, Progress, Scale, silent
 from paper_figures.verdicts import Verdict
@@ -63,24 +64,24 @@ def methods(df: Frame) -> list[str]:
     return [name for name in ORDER if name in set(df.method)]
 
 
-def difference(df: Frame, ours: str, theirs: str) -> records.Estimate:
+def difference(df: Frame, ours: str, theirs: str) -> Estimate:
     """Held-out accuracy of one method less that of another, over the seeds that both have."""
     table = df[df.kind == "result"].pivot_table(index="seed", columns="method", values="accuracy")
-    return records.estimate((table[ours] - table[theirs]).dropna())
+    return student_interval((table[ours] - table[theirs]).dropna())
 
 
-def in_band(df: Frame, method: str) -> records.Estimate:
+def in_band(df: Frame, method: str) -> Estimate:
     """Share of the steps in the second half of training within the method's band, per seed."""
     own = df[(df.kind == "curve") & (df.method == method) & (df.step > df.step.max() / 2)]
     inside = own.clamped.between(own.low, own.high)
-    return records.estimate(inside.groupby(own.seed).mean())
+    return student_interval(inside.groupby(own.seed).mean())
 
 
-def at_box(df: Frame, method: str) -> records.Estimate:
+def at_box(df: Frame, method: str) -> Estimate:
     """Share of the steps in the second half of training with the coefficient at an end of its box, per seed."""
     own = df[(df.kind == "curve") & (df.method == method) & (df.step > df.step.max() / 2)]
     stuck = np.isclose(own.coefficient, own.minimum, rtol=1e-3) | np.isclose(own.coefficient, own.maximum, rtol=1e-3)
-    return records.estimate(own.assign(stuck=stuck).groupby("seed").stuck.mean())
+    return student_interval(own.assign(stuck=stuck).groupby("seed").stuck.mean())
 
 
 def verdict(df: Frame) -> Verdict:
@@ -90,7 +91,7 @@ def verdict(df: Frame) -> Verdict:
     wins = {a for a in CLAMPED if all(_better(pairs, a, b) for b in ("none", "full"))}
     told = "; ".join(f"{_name(a)} less {_name(b)} {gap}: {records.outcome(gap)}" for (a, b), gap in pairs.items())
     result = df[df.kind == "result"]
-    scores = ", ".join(f"{_name(name)} {records.estimate(result[result.method == name].accuracy)}" for name in found)
+    scores = ", ".join(f"{_name(name)} {student_interval(result[result.method == name].accuracy)}" for name in found)
     bands = ", ".join(f"{_name(name)} {in_band(df, name).mean:.0%}" for name in found if name in CLAMPED)
     stuck = ", ".join(f"{_name(name)} {at_box(df, name).mean:.0%}" for name in found if name in CLAMPED)
     if "clamp33" in wins:
@@ -104,7 +105,7 @@ def verdict(df: Frame) -> Verdict:
             "Not shown: neither AEnt beats both others by more than the seeds scatter.",
         )
         lead += f" Worse than one of them: {', '.join(beaten)}." if beaten else ""
-    common = min((gap.seeds for gap in pairs.values()), default=0)
+    common = min((gap.count for gap in pairs.values()), default=0)
     sentence = (
         f"{lead} Held-out accuracy from {result.accuracy_before.mean():.3g} to: {scores}. Differences over "
         f"{records.counted(common, 'common seed')}: {told}. Steps within the band in the second half of training: "
@@ -113,11 +114,11 @@ def verdict(df: Frame) -> Verdict:
     return Verdict(status, sentence)
 
 
-def _better(pairs: dict[tuple[str, str], records.Estimate], a: str, b: str) -> bool:
+def _better(pairs: dict[tuple[str, str], Estimate], a: str, b: str) -> bool:
     return (a, b) in pairs and records.outcome(pairs[a, b]) == "better"
 
 
-def _worse(pairs: dict[tuple[str, str], records.Estimate], a: str) -> bool:
+def _worse(pairs: dict[tuple[str, str], Estimate], a: str) -> bool:
     return any((a, b) in pairs and records.outcome(pairs[a, b]) == "worse" for b in ("none", "full"))
 
 
@@ -191,8 +192,8 @@ def _coefficients(panel: Axes, curve: Frame) -> None:
 
 def _dots(panel: Axes, result: Frame, column: str) -> None:
     before = float(result[f"{column}_before"].mean())
-    panel.axhline(before, color=style.subtle(), lw=1.1, ls=(0, (2, 2)))
-    style.note(panel, -0.45, before, "before training", va="top", fontsize=7.8, color=style.subtle())
+    panel.axhline(before, color=style.SUBTLE, lw=1.1, ls=(0, (2, 2)))
+    style.note(panel, -0.45, before, "before training", va="top", fontsize=7.8, color=style.SUBTLE)
     names = methods(result)
     for x, name in enumerate(names):
         own, look = result[result.method == name], style.METHODS[name]

@@ -19,6 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from aent.stats import Estimate, student_interval
 from paper_figures import records, style
 from paper_figures.scale import Frame, Progress, Scale, silent
 from paper_figures.verdicts import Verdict
@@ -63,19 +64,19 @@ def trained(df: Frame) -> Frame:
     return df[df.setting == df.setting.min()] if own.empty else own
 
 
-def bite(df: Frame, method: str) -> records.Estimate:
+def bite(df: Frame, method: str) -> Estimate:
     """|full - clamped| / full, averaged over training."""
     return _per_run(df, method, lambda own: float((own.gap / own.full).mean()))
 
 
-def cosine(df: Frame, method: str) -> records.Estimate:
+def cosine(df: Frame, method: str) -> Estimate:
     """Cosine between the bonus gradients, averaged over training."""
     return _per_run(df, method, lambda own: float(own.cosine.mean()))
 
 
-def _per_run(df: Frame, method: str, value: Callable[[Frame], float]) -> records.Estimate:
+def _per_run(df: Frame, method: str, value: Callable[[Frame], float]) -> Estimate:
     own = df[df.method == method]
-    return records.estimate([value(run) for _, run in own.groupby(["arm", "stage", "seed"])])
+    return student_interval([value(run) for _, run in own.groupby(["arm", "stage", "seed"])])
 
 
 def verdict(df: Frame) -> Verdict:
@@ -141,7 +142,7 @@ def _frame(axes: np.ndarray, df: Frame) -> None:
     axes[0, 1].set_ylabel("|full - clamped| / full")
     for panel in axes[1]:
         panel.set(ylim=(min(-0.03, float(df.cosine.min()) - 0.05), 1.05), ylabel="cosine of the bonus gradients")
-        panel.axhline(TURNS, color=style.subtle(), lw=1.1, ls=(0, (4, 2)))
+        panel.axhline(TURNS, color=style.SUBTLE, lw=1.1, ls=(0, (4, 2)))
     axes[0, 0].set_title("Along training")
     axes[0, 1].set_title("On every policy of the record")
     axes[1, 0].set(xlabel="training step", xlim=(1, df.step.max()))
@@ -166,6 +167,6 @@ def _handles(df: Frame) -> list[Line2D]:
         if name in set(df.method)
     ]
     dashed = Line2D(
-        [], [], color=style.subtle(), lw=1.1, ls=(0, (4, 2)), label=f"cosine {TURNS:g}: below, a different bonus"
+        [], [], color=style.SUBTLE, lw=1.1, ls=(0, (4, 2)), label=f"cosine {TURNS:g}: below, a different bonus"
     )
     return [*handles, dashed]

@@ -21,6 +21,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from scipy.optimize import brentq
 
+from aent.stats import bootstrap_mean, student_interval
 from paper_figures import records, style
 from paper_figures.scale import Frame, Progress, Scale, silent
 from paper_figures.verdicts import Verdict
@@ -126,7 +127,7 @@ def verdict(df: Frame) -> Verdict:
     return Verdict(
         status,
         f"{lead} At least half of plain GRPO's gain, in each of {seeds}: {told}.{open_cases} Plain GRPO: "
-        f"{records.estimate(plain.accuracy)} from {plain.accuracy_before.mean():.3g}. Intervals: 95%, Student.",
+        f"{student_interval(plain.accuracy)} from {plain.accuracy_before.mean():.3g}. Intervals: 95%, Student.",
     )
 
 
@@ -188,13 +189,13 @@ def _lines(panel: Axes, df: Frame, column: str) -> None:
 
 def _accuracy(panel: Axes, df: Frame) -> None:
     plain = df[df.method == "none"]
-    mean, low, high = records.spread(plain.accuracy.to_numpy()[:, None])[:, 0]
-    panel.axhspan(low, high, color=style.METHODS["none"].colour, alpha=0.22, lw=0)
-    panel.axhline(mean, color=style.METHODS["none"].colour, lw=1.5, ls=style.METHODS["none"].line)
+    found = bootstrap_mean(plain.accuracy)
+    panel.axhspan(found.low, found.high, color=style.METHODS["none"].colour, alpha=0.22, lw=0)
+    panel.axhline(found.mean, color=style.METHODS["none"].colour, lw=1.5, ls=style.METHODS["none"].line)
     before = float(df.accuracy_before.mean())
-    panel.axhline(before, color=style.subtle(), lw=1.1, ls=(0, (1, 2)))
+    panel.axhline(before, color=style.SUBTLE, lw=1.1, ls=(0, (1, 2)))
     left = min(df[df.method != "none"].setting) / 1.3
-    style.note(panel, left, before, "before training", va="top", fontsize=8, color=style.subtle())
+    style.note(panel, left, before, "before training", va="top", fontsize=8, color=style.SUBTLE)
     _lines(panel, df, "accuracy")
     panel.set_title("Accuracy after training")
     panel.set(ylim=(-0.02, 1), ylabel="held-out accuracy, share of samples")
@@ -203,9 +204,9 @@ def _accuracy(panel: Axes, df: Frame) -> None:
 def _entropy(panel: Axes, df: Frame) -> None:
     _lines(panel, df, "full")
     limit = math.log(KEPT)
-    panel.axhline(limit, color=style.subtle(), lw=1.1, ls=(0, (4, 2)))
+    panel.axhline(limit, color=style.SUBTLE, lw=1.1, ls=(0, (4, 2)))
     left = min(df[df.method != "none"].setting) / 1.3
-    style.note(panel, left, limit, "log 64: the most 64 tokens hold", va="bottom", fontsize=8, color=style.subtle())
+    style.note(panel, left, limit, "log 64: the most 64 tokens hold", va="bottom", fontsize=8, color=style.SUBTLE)
     panel.set_title("Entropy at the end")
     panel.set(ylabel="full entropy, nats", ylim=(0, math.log(VOCABULARY) * 1.03))
     panel.tick_params(labelbottom=False)

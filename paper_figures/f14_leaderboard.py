@@ -182,7 +182,7 @@ def draw(df: Frame) -> Figure:
     name_rows(axes[0, 0], {METHODS[name].label: family_colour(name) for name in order}, top=-1.1)
     handles = [
         *family_handles(),
-        Line2D([], [], color=style.subtle(), marker="o", mfc="none", ls="none", label="area under the curve"),
+        Line2D([], [], color=style.SUBTLE, marker="o", mfc="none", ls="none", label="area under the curve"),
         Patch(color=HELPS, label="knob value helps"),
         Patch(color=HURTS, label="knob value hurts"),
     ]
@@ -217,15 +217,15 @@ def name_rows(axis: Axes, rows: dict[str, str], *, top: float) -> None:
 
 def _values(axis: Axes, lines: Frame, order: list[str]) -> None:
     none = lines.loc["none"]
-    axis.axvline(none["final"], color=style.subtle(), lw=1.1, ls=(0, (3, 2)))
+    axis.axvline(none["final"], color=style.SUBTLE, lw=1.1, ls=(0, (3, 2)))
     for y, name in enumerate(order):
         own, colour = lines.loc[name], family_colour(name)
         axis.plot([own["low"], own["high"]], [y, y], color=colour, lw=1.8, solid_capstyle="butt")
         axis.plot(own["final"], y, "o", color=colour, ms=5)
         axis.plot(own["area"], y, "o", mfc="none", mec=colour, ms=4, mew=0.9)
         if name != "none":
-            axis.text(1.3, y, f"{own['beats_none']:.2f}", fontsize=6.8, color=style.subtle(), ha="right", va="center")
-    axis.text(1.3, -0.85, "P", fontsize=7.5, color=style.subtle(), ha="right", va="center", style="italic")
+            axis.text(1.3, y, f"{own['beats_none']:.2f}", fontsize=6.8, color=style.SUBTLE, ha="right", va="center")
+    axis.text(1.3, -0.85, "P", fontsize=7.5, color=style.SUBTLE, ha="right", va="center", style="italic")
     axis.set(xlim=(-0.03, 1.32), xlabel="final value", xticks=[0, 0.5, 1])
     style.stripes(axis, len(order))
 
@@ -239,7 +239,7 @@ def _knobs(axis: Axes, df: Frame, cells: list[str], order: list[str]) -> None:
         helps, hurts = (found[:, 0] / found[:, 1]).mean() * 7, (found[:, 2] / found[:, 1]).mean() * 7
         axis.barh(y, helps, color=HELPS, height=0.62)
         axis.barh(y, -hurts, color=HURTS, height=0.62)
-    axis.axvline(0, color=style.subtle(), lw=0.8)
+    axis.axvline(0, color=style.SUBTLE, lw=0.8)
     axis.set(xlim=(-7.4, 7.4), xticks=[-7, 0, 7], xticklabels=["7", "0", "7"], xlabel="hurt | help")
     axis.set_title("7 knob values", fontsize=8.5)
     style.stripes(axis, len(order))

@@ -10,15 +10,14 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from scipy import stats
 
+from aent.stats import Estimate, holm, student_interval, student_p_value
 from paper_figures import records, style
 from paper_figures.f14_leaderboard import family_colour, family_handles, name_rows
 from paper_figures.scale import Frame, Progress, Scale, silent
@@ -77,52 +76,35 @@ def gaps(df: Frame, method: str, value: float) -> Frame:
     return (own - none).dropna()
 
 
-def difference(df: Frame, method: str, value: float) -> records.Estimate:
+def difference(df: Frame, method: str, value: float) -> Estimate:
     """Mean of ``gaps``."""
-    return records.estimate(gaps(df, method, value))
-
-
-def after_holm(found: dict[Any, Frame], level: float = 0.05) -> list[Any]:
-    """Keys of the samples whose mean differs from 0 by Student's test after Holm's correction over all of them.
-
-    The smallest p-value is held against level / n, the next against level / (n - 1), up to the first that is above. A
-    sample without scatter is no evidence.
-    """
-    chance = {key: _student(sample) for key, sample in found.items()}
-    ranked = sorted(chance, key=lambda key: chance[key])
-    ends = [place for place, key in enumerate(ranked) if chance[key] > level / (len(ranked) - place)]
-    return ranked[: ends[0]] if ends else ranked
-
-
-def _student(sample: Frame) -> float:
-    test: Any = stats.ttest_1samp(sample, 0.0) if np.ptp(sample) > 0 else None
-    return 1.0 if test is None else float(test.pvalue)
+    return student_interval(gaps(df, method, value))
 
 
 def verdict(df: Frame) -> Verdict:
     """Holds if every method is better at one of its values at least, fails if none is and some are worse."""
     pairs = df[(df.method != "none") & ~df.method.isin(PARTS)].groupby(["method", "value"], sort=False).size().index
     samples = {pair: gaps(df, *pair) for pair in pairs}
-    found = {pair: records.estimate(sample) for pair, sample in samples.items()}
+    found = {pair: student_interval(sample) for pair, sample in samples.items()}
     told: dict[str, list[str]] = {"better": [], "worse": [], "not resolved": []}
     for (method, value), gap in found.items():
         told[records.outcome(gap)].append(f"{label(method)} ({value:g}) {gap}")
     none = df[(df.method == "none") & df["first"]]
-    tested = {pair: samples[pair] for pair, gap in found.items() if gap.seeds >= records.FEWEST}
-    sure = ", ".join(label(method) for method, _ in after_holm(tested)) or "none"
+    tested = {pair: student_p_value(samples[pair]) for pair, gap in found.items() if gap.count >= records.FEWEST}
+    sure = ", ".join(label(method) for method, _ in holm(tested)) or "none"
     methods = {method for method, _ in pairs}
     winners = {method for (method, _), gap in found.items() if records.outcome(gap) == "better"}
     status = (
         "holds" if winners == methods else "holds only if" if winners else "fails" if told["worse"] else "not resolved"
     )
     parts = "; ".join(
-        f"{text} {records.estimate(df[(df.method == arm) & df['first']].accuracy)}"
+        f"{text} {student_interval(df[(df.method == arm) & df['first']].accuracy)}"
         for arm, text in {"full": "full, constant", "aent": "drop 33%, band (AEnt)", **PARTS}.items()
         if arm in set(df.method)
     )
     return Verdict(
         status,
-        f"Plain GRPO {records.estimate(none.accuracy)} from {none.accuracy_before.mean():.3g}, "
+        f"Plain GRPO {student_interval(none.accuracy)} from {none.accuracy_before.mean():.3g}, "
         f"{records.counted(len(none))}. Less plain GRPO, same seeds: better: "
         f"{', '.join(told['better']) or 'none'}; worse: {', '.join(told['worse']) or 'none'}; not resolved: "
         f"{len(told['not resolved'])} of {len(found)} settings. "
@@ -143,7 +125,7 @@ def report_table(df: Frame) -> list[list[str]]:
         gap = difference(df, str(method), float(value))  # type: ignore[arg-type]
         rows.append(
             [
-                label(str(method)), f"{value:g}", f"{len(own)}", str(records.estimate(own.accuracy)), str(gap),
+                label(str(method)), f"{value:g}", f"{len(own)}", str(student_interval(own.accuracy)), str(gap),
                 records.outcome(gap), f"{own.solved.mean():.3f}", f"{own.entropy.mean():.2f}",
             ]
         )  # fmt: skip
@@ -177,8 +159,8 @@ def draw(df: Frame) -> Figure:
     name_rows(axes[0, 0], {label(name): _colour(name) for name in order}, top=-0.6)
     handles = [
         *family_handles(),
-        Line2D([], [], color=style.subtle(), marker="o", ls="none", label="first value"),
-        Line2D([], [], color=style.subtle(), marker="o", mfc="none", ls="none", label="second value"),
+        Line2D([], [], color=style.SUBTLE, marker="o", ls="none", label="first value"),
+        Line2D([], [], color=style.SUBTLE, marker="o", mfc="none", ls="none", label="second value"),
     ]
     style.legend_strip(figure, handles, columns=4)
     style.stamp(figure, records.STAMP)
@@ -198,10 +180,10 @@ def _colour(method: str) -> str:
 
 
 def _column(axis: Axes, df: Frame, column: str, order: list[str]) -> None:
-    none = records.estimate(df[(df.method == "none") & df["first"]][column])
+    none = student_interval(df[(df.method == "none") & df["first"]][column])
     if np.isfinite(none.low):
-        axis.axvspan(max(none.low, 1e-3), none.high, color=style.subtle(), alpha=0.16, lw=0)
-    axis.axvline(none.mean, color=style.subtle(), lw=1.1, ls=(0, (3, 2)))
+        axis.axvspan(max(none.low, 1e-3), none.high, color=style.SUBTLE, alpha=0.16, lw=0)
+    axis.axvline(none.mean, color=style.SUBTLE, lw=1.1, ls=(0, (3, 2)))
     for y, name in enumerate(order):
         colour = _colour(name)
         for first, shift in ((True, -0.17), (False, 0.17)):
@@ -209,9 +191,9 @@ def _column(axis: Axes, df: Frame, column: str, order: list[str]) -> None:
             if values.empty:
                 continue
             axis.plot(values, [y + shift] * len(values), "o", color=colour, ms=2.4, mew=0, alpha=0.5)
-            face = colour if first else style.paper()
+            face = colour if first else style.PAPER
             axis.plot(values.mean(), y + shift, "o", color=colour, mfc=face, ms=4.6, mew=1.1)
     style.stripes(axis, len(order))
     parts = sum(name in PARTS for name in order)
     if parts:
-        axis.axhline(len(order) - parts - 0.5, color=style.subtle(), lw=0.9)
+        axis.axhline(len(order) - parts - 0.5, color=style.SUBTLE, lw=0.9)

@@ -191,7 +191,7 @@ LOOKS = {"before": "before the step", "none": "no bonus", "full": "full bonus", 
 
 def _look(bonus: str) -> dict:
     if bonus == "before":
-        return {"facecolor": "none", "edgecolor": style.subtle(), "linewidth": 0.9}
+        return {"facecolor": "none", "edgecolor": style.SUBTLE, "linewidth": 0.9}
     return {"facecolor": _colour(bonus), "edgecolor": _colour(bonus), "linewidth": 0.9}
 
 
@@ -206,7 +206,7 @@ def _bars(panel: Axes, rows: Frame, shift: float, bonus: str) -> None:
     panel.bar(x, mean, 0.185, **_look(bonus))
     if bonus != "before":
         whisker = np.clip([mean - low, high - mean], 0, None)
-        panel.errorbar(x, mean, whisker, fmt="none", ecolor=style.ink(), elinewidth=0.9, capsize=1.6)
+        panel.errorbar(x, mean, whisker, fmt="none", ecolor=style.INK, elinewidth=0.9, capsize=1.6)
     for k in (1, 3):  # the two classes that the claim is about
         text = f"{mean[k]:.3f}".lstrip("0")
         style.note(panel, x[k], high[k] + 0.012, text, rotation=90, ha="center", va="bottom", fontsize=7.5)

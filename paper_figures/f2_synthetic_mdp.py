@@ -22,10 +22,10 @@ from matplotlib.patches import Patch
 
 from aent.controllers import Constant
 from aent.entropy import DropLowest, Full, Support, TopK
+from aent.stats import bootstrap_mean
 from paper_figures import style
 from paper_figures.scale import Frame, Progress, Scale, silent
 from paper_figures.verdicts import Verdict
-from toymdp.compare import bootstrap_interval
 from toymdp.families import Instance, token_tree, units
 from toymdp.training.config import Learner
 from toymdp.training.learners import train
@@ -171,7 +171,7 @@ def draw(df: Frame) -> Figure:
     handles: list[Any] = [
         Line2D([], [], color=style.METHODS[m].colour, linestyle=style.METHODS[m].line, label=_label(m)) for m in METHODS
     ]
-    handles.append(Patch(facecolor="none", edgecolor=style.subtle(), label="paper's value"))
+    handles.append(Patch(facecolor="none", edgecolor=style.SUBTLE, label="paper's value"))
     style.legend_strip(figure, handles)
     return figure
 
@@ -185,21 +185,14 @@ def _curves(axis: Any, part: Frame, optimal: int) -> None:
     for method, own in part.groupby("method", sort=False):
         look = style.METHODS[str(method)]
         table = own.pivot(index="step", columns="seed", values="value")
-        low, high = _mean_interval(table.to_numpy())
-        style.band(axis, table.index, low, high, look.colour)
-        axis.plot(table.index, table.mean(axis=1), color=look.colour, linestyle=look.line)
+        found = bootstrap_mean(table.to_numpy().T, draws=400)
+        style.band(axis, table.index, found.low, found.high, look.colour)
+        axis.plot(table.index, found.mean, color=look.colour, linestyle=look.line)
     for value, method in zip(PAPER_FINAL[optimal], ("none", "full", "keep100"), strict=True):
         axis.plot(
             [1.0 * last, 1.1 * last], [value, value], color=style.METHODS[method].colour, linewidth=2.6, alpha=0.75
         )
     axis.set(ylim=(-0.04, 1.04), xlim=(0, 1.1 * last), title=f"{optimal} optimal" if optimal > 1 else "1 optimal")
-
-
-def _mean_interval(curves: np.ndarray, draws: int = 400) -> np.ndarray:
-    """(steps, seeds) -> (2, steps): 95% percentile bootstrap of the mean over seeds, every step at once."""
-    seeds = curves.shape[1]
-    chosen = np.random.default_rng(0).integers(seeds, size=(draws, seeds))
-    return np.quantile(curves[:, chosen].mean(axis=-1), [0.025, 0.975], axis=1)
 
 
 def gains(part: Frame) -> Frame:
@@ -210,8 +203,10 @@ def gains(part: Frame) -> Frame:
     for optimal in OPTIMA:
         for method in METHODS[1:]:
             gain = (table.loc[optimal, method] - table.loc[optimal, "none"]).to_numpy()
-            low, high = bootstrap_interval(gain, np.mean)
-            rows.append({"optimal": optimal, "method": method, "gain": gain.mean(), "low": low, "high": high})
+            found = bootstrap_mean(gain)
+            rows.append(
+                {"optimal": optimal, "method": method, "gain": found.mean, "low": found.low, "high": found.high}
+            )
     return pd.DataFrame(rows)
 
 
@@ -222,11 +217,11 @@ def _bars(axis: Any, part: Frame) -> None:
             line = table[(table["optimal"] == optimal) & (table["method"] == method)].iloc[0]
             x, colour = i + 0.27 * (j - 1), style.METHODS[method].colour
             axis.bar(x, line["gain"], width=0.24, color=colour)
-            axis.plot([x, x], [line["low"], line["high"]], color=style.ink(), linewidth=0.9)
+            axis.plot([x, x], [line["low"], line["high"]], color=style.INK, linewidth=0.9)
             published = {"full": PAPER_GAIN[optimal][0], "keep100": PAPER_GAIN[optimal][1]}.get(method)
             if published is not None:
-                axis.bar(x, published, width=0.24, facecolor="none", edgecolor=style.subtle(), linewidth=1.1)
-    axis.axhline(0, color=style.subtle(), linewidth=0.8)
+                axis.bar(x, published, width=0.24, facecolor="none", edgecolor=style.SUBTLE, linewidth=1.1)
+    axis.axhline(0, color=style.SUBTLE, linewidth=0.8)
     axis.set(xticks=range(len(OPTIMA)), xticklabels=OPTIMA, title="gain over no bonus", ylim=(-0.35, 0.85))
     axis.set_xlabel("optimal actions")
     axis.grid(axis="x", visible=False)

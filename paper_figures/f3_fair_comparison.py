@@ -16,10 +16,11 @@ from joblib import Parallel, delayed
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from aent.stats import bootstrap_mean
 from paper_figures import style
 from paper_figures.scale import Frame, Progress, Scale, silent
 from paper_figures.verdicts import Verdict
-from toymdp.compare import Budget, Cell, best_setting, bootstrap_interval, evaluate, resolved, summarise, window
+from toymdp.compare import Budget, Cell, best_setting, evaluate, resolved, summarise, window
 from toymdp.methods import STRENGTHS
 from toymdp.methods import SUPPORTS as METHODS
 from toymdp.training.config import Learner
@@ -223,8 +224,8 @@ def _sweep(axis: Any, sweep: Frame, cell: str) -> None:
         look = style.METHODS[str(name)]
         points = part.groupby("strength")["final"]
         x = np.array(list(points.groups), dtype=float)
-        bounds = np.array([bootstrap_interval(values, np.mean, draws=400) for _, values in points])
-        style.band(axis, x, bounds[:, 0], bounds[:, 1], look.colour)
+        found = [bootstrap_mean(values, draws=400) for _, values in points]
+        style.band(axis, x, [one.low for one in found], [one.high for one in found], look.colour)
         axis.plot(x, points.mean(), color=look.colour, linestyle=look.line, marker=look.marker, markersize=3.5)
         found = usable(sweep, str(name))
         if found is not None:

@@ -184,13 +184,13 @@ def _map(panel: Axes, df: Frame, support: str):
 
 def _cut(panel: Axes, df: Frame) -> None:
     panel.set_title("One optimal token (n = 1)")
-    panel.axhline(DECOY_VALUE, color=style.subtle(), lw=0.9, ls=(0, (1, 2)))
-    style.note(panel, 0.35, DECOY_VALUE + 0.02, "decoy", ha="right", fontsize=7.5, color=style.subtle())
+    panel.axhline(DECOY_VALUE, color=style.SUBTLE, lw=0.9, ls=(0, (1, 2)))
+    style.note(panel, 0.35, DECOY_VALUE + 0.02, "decoy", ha="right", fontsize=7.5, color=style.SUBTLE)
     for support in SUPPORTS:
         own, colour = df[df.support == support], style.METHODS[support].colour
         curve = own[own.kind == "theory"].sort_values("coefficient")
         panel.plot(curve.coefficient, curve.value, color=colour)
-        for optimiser, fill in (("adam", colour), ("sgd", style.paper())):
+        for optimiser, fill in (("adam", colour), ("sgd", style.PAPER)):
             ends = own[(own.kind == "training") & (own.optimiser == optimiser)]
             marker = "o" if optimiser == "adam" else "s"
             panel.plot(ends.coefficient, ends.value, marker, color=colour, mfc=fill, ms=4.6, mew=1)
@@ -198,11 +198,11 @@ def _cut(panel: Axes, df: Frame) -> None:
     panel.set_xticks([0.03, 0.1, 0.3], ["0.03", "0.1", "0.3"])
     panel.set_yticks([0, 0.25, 0.5, 0.75, 1])
     panel.minorticks_off()
-    grey = style.subtle()
+    grey = style.SUBTLE
     handles = [Line2D([], [], color=style.METHODS[s].colour, label=style.METHODS[s].label) for s in SUPPORTS]
     handles += [
         Line2D([], [], color=grey, label="closed form"),
         Line2D([], [], color=grey, marker="o", ls="none", label="Adam"),
-        Line2D([], [], color=grey, marker="s", mfc=style.paper(), ls="none", label="SGD"),
+        Line2D([], [], color=grey, marker="s", mfc=style.PAPER, ls="none", label="SGD"),
     ]
     panel.legend(handles=handles, loc="upper left", ncols=2, fontsize=8, columnspacing=1.2, handlelength=1.4)

@@ -159,16 +159,16 @@ def draw(df: Frame) -> Figure:
 def _scatter(panel: Axes, df: Frame) -> None:
     panel.set_title("Norm of the policy gradient")
     x = np.geomspace(1e-5, 30, 50)
-    panel.plot(x, 2 * x, color=style.subtle(), ls=(0, (4, 2)), lw=1.3)
-    panel.plot(x, GRADIENT_L2 * x, color=style.ink(), lw=1.3)
+    panel.plot(x, 2 * x, color=style.SUBTLE, ls=(0, (4, 2)), lw=1.3)
+    panel.plot(x, GRADIENT_L2 * x, color=style.INK, lw=1.3)
     for source, (colour, marker) in SOURCES.items():
         own = df[df.source == source]
         panel.plot(own.entropy, own["norm"], marker, color=colour, ms=2.6, mew=0, alpha=0.6, rasterized=True)
     equality, lone = (df[df.source == name].iloc[0] for name in ("equality", "converse"))
-    panel.plot(equality.entropy, equality["norm"], "D", color=style.ink(), ms=6)
+    panel.plot(equality.entropy, equality["norm"], "D", color=style.INK, ms=6)
     panel.plot(lone.entropy, lone["norm"], "*", color=style.METHODS["keep100"].colour, ms=13)
     style.note(
-        panel, 1.7e-5, 4.6e-5, "2 R H (published)", rotation=_slope(panel), rotation_mode="anchor", color=style.subtle()
+        panel, 1.7e-5, 4.6e-5, "2 R H (published)", rotation=_slope(panel), rotation_mode="anchor", color=style.SUBTLE
     )
     style.note(panel, 1.7e-5, 1.15e-5, f"{GRADIENT_L2:.4f} R H (sharp)", rotation=_slope(panel), rotation_mode="anchor")
     style.note(panel, 0.5, 0.52, "equality", ha="right", va="center")
@@ -190,7 +190,7 @@ def _stagnation(panel: Axes, df: Frame) -> None:
         colour, marker = SOURCES[source]
         own = own.sort_values("step")
         panel.plot(own["norm"], own.gap, color=colour, lw=0.9, alpha=0.65)
-        panel.plot(own["norm"].iloc[-1], own.gap.iloc[-1], marker, color=colour, ms=5.5, mec=style.paper(), mew=0.6)
+        panel.plot(own["norm"].iloc[-1], own.gap.iloc[-1], marker, color=colour, ms=5.5, mec=style.PAPER, mew=0.6)
     panel.set(
         xscale="log", xlabel="‖∇V‖₂ / R  (training goes from line to marker)", ylabel="gap to the optimum, (V* - V) / R"
     )

@@ -138,7 +138,7 @@ def draw(df: Frame) -> Figure:
     for panel, (sweep, (_, label)) in zip(axes[0], SWEEPS.items(), strict=True):
         for support in SUPPORTS:
             _curves(panel, df[(df.sweep == sweep) & (df.support == support)].sort_values("x"), support)
-        panel.axhline(1, color=style.subtle(), lw=0.8)
+        panel.axhline(1, color=style.SUBTLE, lw=0.8)
         panel.set(yscale="log", ylim=(FLOOR, 40), xlabel=label)
         if sweep != "horizon":
             panel.set_xscale("log")
@@ -146,14 +146,14 @@ def draw(df: Frame) -> Figure:
     axes[0, 1].set_title("Against the vocabulary")
     axes[0, 2].set_title("Against the horizon")
     axes[0, 0].set_ylabel("optimality gap V* - V")
-    style.note(axes[0, 0], 0.0105, 1.15, "everything lost", fontsize=7.5, color=style.subtle())
+    style.note(axes[0, 0], 0.0105, 1.15, "everything lost", fontsize=7.5, color=style.SUBTLE)
     style.powers_of_ten(axes[0, 1].xaxis)
     colours = [Line2D([], [], color=style.METHODS[s].colour, lw=2.6, label=style.METHODS[s].label) for s in SUPPORTS]
     kinds = [
-        Line2D([], [], color=style.subtle(), lw=2.6, label="measured"),
-        Line2D([], [], color=style.subtle(), ls="none", marker="x", ms=5, label="measured, worst reward"),
-        Line2D([], [], color=style.subtle(), lw=0.9, label="sharp worst case"),
-        Line2D([], [], color=style.subtle(), lw=1.1, ls=(0, (4, 2)), label="published bound"),
+        Line2D([], [], color=style.SUBTLE, lw=2.6, label="measured"),
+        Line2D([], [], color=style.SUBTLE, ls="none", marker="x", ms=5, label="measured, worst reward"),
+        Line2D([], [], color=style.SUBTLE, lw=0.9, label="sharp worst case"),
+        Line2D([], [], color=style.SUBTLE, lw=1.1, ls=(0, (4, 2)), label="published bound"),
     ]
     style.legend_strip(figure, [*colours, *kinds], columns=4)
     return figure

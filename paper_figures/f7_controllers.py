@@ -202,7 +202,7 @@ def draw(df: Frame) -> Figure:
             if column and (row < 2 or column < 3):
                 axes[row, column].tick_params(labelleft=False)
     handles: list[Any] = [Line2D([], [], color=style.METHODS[s].colour, label=style.METHODS[s].label) for s in SUPPORTS]
-    handles.append(Patch(color=style.subtle(), alpha=0.18, label="band .4 to .8 nats"))
+    handles.append(Patch(color=style.SUBTLE, alpha=0.18, label="band .4 to .8 nats"))
     style.legend_strip(figure, handles)
     return figure
 
@@ -210,7 +210,7 @@ def draw(df: Frame) -> Figure:
 def _toy_panels(pair: tuple[Axes, Axes], own: Frame, name: str, values: dict[str, float]) -> None:
     top, bottom = pair
     top.set_title(name)
-    top.axhspan(LOW, HIGH, color=style.subtle(), alpha=0.18, lw=0)
+    top.axhspan(LOW, HIGH, color=style.SUBTLE, alpha=0.18, lw=0)
     for line, support in enumerate(SUPPORTS):
         colour = style.METHODS[support].colour
         for panel, column in ((top, "entropy"), (bottom, "coefficient")):
@@ -240,11 +240,11 @@ def _plant_panels(pair: tuple[Axes, Axes], df: Frame) -> None:
     top, bottom = pair
     top.set_title("Simulated plant")
     for panel in pair:
-        panel.axvspan(*DISTURBANCE, color=style.subtle(), alpha=0.1, lw=0)
-    top.axhspan(LOW, HIGH, color=style.subtle(), alpha=0.18, lw=0)
+        panel.axvspan(*DISTURBANCE, color=style.SUBTLE, alpha=0.1, lw=0)
+    top.axhspan(LOW, HIGH, color=style.SUBTLE, alpha=0.18, lw=0)
     for name, own in df.groupby("rule", sort=False):
         control = name not in PLANT_COLOURS
-        look: dict[str, Any] = {"color": style.subtle() if control else PLANT_COLOURS[str(name)], "lw": 1.2}
+        look: dict[str, Any] = {"color": style.SUBTLE if control else PLANT_COLOURS[str(name)], "lw": 1.2}
         look |= {"ls": (0, (2, 1.5)) if control else "-"}
         if name == "BangBang":  # it jumps to 0 and back at every crossing
             look |= {"alpha": 0.45, "lw": 0.5, "zorder": 1}

@@ -128,9 +128,9 @@ def draw(df: Frame) -> Figure:
     axes[0, 2].set_title("Turn of the bonus gradient")
     handles = [Line2D([], [], color=colour, label=f"p = {share:g}") for share, colour in SHOWN.items()]
     handles += [
-        Line2D([], [], color=style.subtle(), marker="o", ms=3.5, ls="none", label="Gaussian logits"),
-        Line2D([], [], color=style.subtle(), marker="*", ms=8, ls=(0, (2, 2)), lw=1, label="Zipf stand-in"),
-        Patch(color=style.subtle(), alpha=0.2, label="LLM-like"),
+        Line2D([], [], color=style.SUBTLE, marker="o", ms=3.5, ls="none", label="Gaussian logits"),
+        Line2D([], [], color=style.SUBTLE, marker="*", ms=8, ls=(0, (2, 2)), lw=1, label="Zipf stand-in"),
+        Patch(color=style.SUBTLE, alpha=0.2, label="LLM-like"),
     ]
     style.legend_strip(figure, handles)
     return figure
@@ -146,8 +146,8 @@ def _against_share(panel: Axes, df: Frame) -> None:
         panel.plot(1 - own.share, own.bite, color=colours(spread / 7), lw=1.6)
     for exponent in LLM_LIKE:
         own = df[(df.family == "zipf") & (df.peakedness == exponent) & (df.bite > FLOOR)]
-        panel.plot(1 - own.share, own.bite, color=style.subtle(), lw=1, ls=(0, (2, 2)), marker="*", ms=6, mew=0)
-        beside = {"va": "bottom" if exponent == LLM_LIKE[0] else "center", "fontsize": 7.5, "color": style.subtle()}
+        panel.plot(1 - own.share, own.bite, color=style.SUBTLE, lw=1, ls=(0, (2, 2)), marker="*", ms=6, mew=0)
+        beside = {"va": "bottom" if exponent == LLM_LIKE[0] else "center", "fontsize": 7.5, "color": style.SUBTLE}
         style.note(panel, 6.5e-5, own.bite.iloc[-1], f"Zipf {exponent:g}", **beside)  # the first two end close together
     panel.set(xscale="log", yscale="log", xlim=(1, 5e-6), ylim=(FLOOR, 300), xlabel="kept share 1 - p")
     panel.set_ylabel("|full - clamped| entropy, nats")
@@ -156,7 +156,7 @@ def _against_share(panel: Axes, df: Frame) -> None:
 
 
 def _against_entropy(panel: Axes, df: Frame, column: str) -> None:
-    panel.axvspan(*TYPICAL, color=style.subtle(), alpha=0.16, lw=0)
+    panel.axvspan(*TYPICAL, color=style.SUBTLE, alpha=0.16, lw=0)
     for share, colour in SHOWN.items():
         at = df[(df.share == share) & (df[column] > FLOOR)]
         gaussian, zipf = (at[at.family == family].sort_values("full") for family in ("gaussian", "zipf"))

@@ -97,7 +97,7 @@ def draw(df: Frame) -> Figure:
         for name, (_, look, marker) in SERIES.items():
             own = part[part["series"] == name]
             axis.plot(own["x"], own["microseconds"], color=style.METHODS[look].colour, marker=marker)
-        for name, colour in (("sgd", style.METHODS["full"].colour), ("adam", style.subtle())):
+        for name, colour in (("sgd", style.METHODS["full"].colour), ("adam", style.SUBTLE)):
             own = part[part["series"] == name]
             axis.plot(own["x"], own["floor"], color=colour, linestyle="--", linewidth=1.1)
         axis.set(xscale="log", yscale="log")
@@ -115,9 +115,7 @@ def draw(df: Frame) -> Figure:
         for label, look, marker in SERIES.values()
     ]
     handles.append(Line2D([], [], color=style.SHARP, marker="P", label="lumped (Adam, exact)"))
-    handles.append(
-        Line2D([], [], color=style.subtle(), linestyle="--", linewidth=1.1, label="floor: bytes / bandwidth")
-    )
+    handles.append(Line2D([], [], color=style.SUBTLE, linestyle="--", linewidth=1.1, label="floor: bytes / bandwidth"))
     style.legend_strip(figure, handles)
     return figure
 

@@ -1,4 +1,4 @@
-"""Files of a figure run: PNG (light and dark), PDF, CSV and a small JSON each, written whole or not at all.
+"""Files of a figure run: PNG, PDF, CSV and a small JSON each, written whole or not at all.
 
 Figures are regenerated output, not records, so a newer figure replaces an older one; every file is first written to a
 fresh folder next to its destination and then moved, so that an interrupted run leaves the old figure intact. The JSON
@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from aent.files import draft_folder, write_atomically
+from aent.files import draft_folder, move_into_place, write_atomically
 from paper_figures import style
 from paper_figures.registry import FigureSpec
 from paper_figures.verdicts import Verdict
@@ -48,23 +48,19 @@ def commit(provenance: dict[str, Any]) -> str:
 def save(spec: FigureSpec, df: Any, record: Record, folder: Path) -> bool:
     """Draw and write all files of one figure into ``folder``; returns whether an older one was replaced."""
     with draft_folder(folder) as fresh:
-        for name in ("light", "dark"):
-            with style.theme(name):
-                figure = spec.draw(df)
-                if record.scale != "full":
-                    style.stamp(figure, f"{record.scale} scale, seed {record.seed}")
-                suffix = "" if name == "light" else ".dark"
-                figure.savefig(
-                    fresh / f"{spec.stem}{suffix}.png", dpi=style.DPI // (2 if record.scale == "smoke" else 1)
-                )
-                if name == "light":
-                    figure.set_layout_engine("none")  # laid out already; once more would double the time
-                    figure.savefig(fresh / f"{spec.stem}.pdf", metadata={"CreationDate": None})
+        with style.look():
+            figure = spec.draw(df)
+            if record.scale != "full":
+                style.stamp(figure, f"{record.scale} scale, seed {record.seed}")
+            dpi = style.DPI // (2 if record.scale == "smoke" else 1)
+            figure.savefig(fresh / f"{spec.stem}.png", dpi=dpi)
+            figure.set_layout_engine("none")  # laid out already; once more would double the time
+            figure.savefig(fresh / f"{spec.stem}.pdf", metadata={"CreationDate": None})
         df.to_csv(fresh / f"{spec.stem}.csv", index=False)
         write_atomically(fresh / f"{spec.stem}.json", json.dumps(asdict(record), indent=1) + "\n")
         replaced = (folder / f"{spec.stem}.json").exists()
         for file in sorted(fresh.iterdir()):
-            file.replace(folder / file.name)
+            move_into_place(file, folder / file.name)
     return replaced
 
 

@@ -1,27 +1,24 @@
 """Committed records of language-model runs as tables, and the statistics that their figures share.
 
-``llm_tiny.jsonl`` is written by ``python -m experiments.three_way record``: provenance and config on the first line,
-then one line per run. It is read, never made: drawing needs no language model, and F10 to F13 are the same at every
-scale and seed. ``PAPER_FIGURES_LLM_RECORD`` names another file of the same kind.
-
-Left out: the text of completions and the results per problem; they stay in the run directories.
+``llm_tiny.jsonl`` is written by ``python -m experiments.three_way record``; ``aent.records`` says what is in it. It is
+read, never made: drawing needs no language model, and F10 to F13 are the same at every scale and seed.
+``PAPER_FIGURES_LLM_RECORD`` names another file of the same kind.
 
 Shapes: S seeds, T logged steps.
 """
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.stats import t as student
 
+from aent.records import CURVES, read_record
+from aent.stats import Estimate, bootstrap_mean
 from paper_figures import style
 from paper_figures.scale import Frame
 
@@ -29,17 +26,7 @@ RECORD = Path(__file__).parent / "records" / "llm_tiny.jsonl"
 VARIABLE = "PAPER_FIGURES_LLM_RECORD"
 STAMP = "recorded language-model runs, the same at every scale and seed"
 
-CURVES = {  # key in the record -> column
-    "reward": "reward",
-    "entropy/full": "full",
-    "entropy/clamped": "clamped",
-    "entropy/clamp_gap": "gap",
-    "entropy/dropped_mass": "dropped",
-    "entropy/grad_cosine": "cosine",
-    "entropy/coef": "coefficient",
-    "completions/mean_length": "length",
-    "frac_reward_zero_std": "zero_variance",
-}
+DRAWN = {key: column for key, column in CURVES.items() if column != "bonus_share"}  # what the figures need of a run
 LATE = 0.1  # share of the steps at either end that "start" and "end" mean: one step is 16 prompts, too few
 
 
@@ -56,46 +43,22 @@ def lines(path: Path | None = None) -> list[dict[str, Any]]:
             f"no record of language-model runs at {path}: make one with `python -m experiments.three_way sweep`, "
             f"`compare` and `record`, or name another file in {VARIABLE}"
         )
-    found = []
-    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
-        try:
-            found.append(json.loads(line))
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{path}, line {number}: expected one JSON object, {error}") from None
-        _check_run(found[-1], f"{path}, line {number}")
-    runs = [line for line in found if "arm" in line]
-    if not runs:
+    if not (runs := read_record(path)):
         raise ValueError(f"{path} holds no finished run: run `python -m experiments.three_way sweep` first")
     return runs
 
 
-KINDS = {"arm": str, "seed": int, "entropy": dict, "step": list, "curves": dict, "before": dict, "after": dict}
-
-
-def _check_run(line: Any, where: str) -> None:
-    """Refuse a line that is neither the header nor a run with one value per step in every curve."""
-    if not isinstance(line, dict):
-        raise ValueError(f"{where}: expected one JSON object, got {type(line).__name__}")
-    if "arm" not in line and "provenance" in line:
-        return
-    if wrong := [key for key, kind in KINDS.items() if not isinstance(line.get(key), kind)]:
-        raise ValueError(f"{where}: {', '.join(wrong)} missing or of the wrong type: make the record again")
-    for key, values in line["curves"].items():
-        if not isinstance(values, list) or len(values) != len(line["step"]):
-            raise ValueError(f"{where}: curves.{key} must have one value per step ({len(line['step'])})")
-
-
 def curves(path: Path | None = None) -> Frame:
-    """One row per run and logged step: ``label_columns`` and the columns of ``CURVES``; entropies in nats per token.
+    """One row per run and logged step: ``label_columns`` and the columns of ``DRAWN``; entropies in nats per token.
 
     Raises:
         ValueError: as ``lines``, or a run without one of the curves.
     """
     frames = []
     for run in lines(path):
-        if lost := CURVES.keys() - run["curves"].keys():
+        if lost := DRAWN.keys() - run["curves"].keys():
             raise ValueError(f"the run {run['arm']} of seed {run['seed']} has no curve {', '.join(sorted(lost))}")
-        values = {column: _numbers(run["curves"][key]) for key, column in CURVES.items()}
+        values = {column: _numbers(run["curves"][key]) for key, column in DRAWN.items()}
         frames.append(pd.DataFrame({**label_columns(run), "step": run["step"], **values}))
     return pd.concat(frames, ignore_index=True).assign(kind="curve")
 
@@ -108,7 +71,7 @@ def results(path: Path | None = None) -> Frame:
     """
     rows = []
     for run in lines(path):
-        last = {column: end(run, key) for key, column in CURVES.items()}
+        last = {column: end(run, key) for key, column in DRAWN.items()}
         rows.append({**label_columns(run), **last, **evaluated(run)})
     return pd.DataFrame(rows).assign(kind="result")
 
@@ -170,49 +133,14 @@ def _few(steps: int) -> int:
 # ------------------------------------------------------------------------------------------------------- statistics
 
 
-@dataclass(frozen=True)
-class Estimate:
-    """A mean over seeds with a 95% interval; the interval is infinite for one seed."""
-
-    mean: float
-    low: float
-    high: float
-    seeds: int
-
-    def __str__(self) -> str:
-        if not np.isfinite(self.high - self.low):
-            return f"{self.mean:.3g} (one seed)"
-        return f"{self.mean:.3g} [{self.low:.3g}, {self.high:.3g}]"
-
-
-def estimate(values: Any) -> Estimate:
-    """Mean and Student interval over seeds: what a verdict's words rest on (a bootstrap of five is too narrow)."""
-    values = np.asarray(values, dtype=float)
-    values = values[np.isfinite(values)]
-    n, mean = len(values), float(values.mean()) if len(values) else float("nan")
-    if n < 2:
-        return Estimate(mean, -np.inf, np.inf, n)
-    reach = float(student.ppf(0.975, n - 1) * values.std(ddof=1) / np.sqrt(n))
-    return Estimate(mean, mean - reach, mean + reach, n)
-
-
 FEWEST = 3  # seeds behind a claim
 
 
 def outcome(found: Estimate) -> str:
     """What a difference says: better, worse or not resolved; never a claim from fewer than ``FEWEST`` seeds."""
-    if found.seeds < FEWEST:
+    if found.count < FEWEST:
         return "not resolved"
     return "better" if found.low > 0 else "worse" if found.high < 0 else "not resolved"
-
-
-def spread(values: Any, draws: int = 2000) -> np.ndarray:
-    """(3, T) mean and 95% percentile bootstrap interval over the rows of (S, T), with a fixed seed: what is drawn."""
-    values = np.atleast_2d(np.asarray(values, dtype=float))
-    picks = np.random.default_rng(0).integers(len(values), size=(draws, len(values)))
-    counts = np.stack([(picks == row).sum(1) for row in range(len(values))], axis=1)  # (draws, S)
-    low, high = np.quantile(counts @ values / len(values), [0.025, 0.975], axis=0)
-    return np.stack([values.mean(0), low, high])
 
 
 def per_seed(own: Frame, column: str, *, smooth: int = 1) -> Frame:
@@ -243,16 +171,16 @@ def draw_curve(panel: Any, own: Frame, column: str, *, smooth: int = 1, **look: 
     table = per_seed(own, column, smooth=smooth)
     for run in table:
         panel.plot(table.index, table[run], color=method.colour, lw=0.7, alpha=0.28, zorder=1.5)
-    mean, low, high = spread(table.to_numpy().T)
-    style.band(panel, table.index, low, high, method.colour)
-    panel.plot(table.index, mean, **{"color": method.colour, "ls": method.line, "zorder": 3, **look})
+    found = bootstrap_mean(table.to_numpy().T)
+    style.band(panel, table.index, found.low, found.high, method.colour)
+    panel.plot(table.index, found.mean, **{"color": method.colour, "ls": method.line, "zorder": 3, **look})
 
 
 def draw_dots(panel: Any, x: float, values: Any, colour: str, *, marker: str = "o", width: float = 0.16) -> None:
     """One small dot per seed, beside it the mean with its 95% bootstrap interval."""
     values = np.asarray(values, dtype=float)
-    mean, low, high = spread(values[:, None])[:, 0]
+    found = bootstrap_mean(values)
     offsets = np.linspace(-width, 0, len(values)) if len(values) > 1 else np.zeros(1)
     panel.plot(x + offsets, values, "o", color=colour, ms=3.6, mew=0, alpha=0.5)
-    panel.plot([x + width] * 2, [low, high], color=colour, lw=2.2, solid_capstyle="butt")
-    panel.plot(x + width, mean, marker, color=colour, ms=6.5, mec=style.paper(), mew=0.8)
+    panel.plot([x + width] * 2, [found.low, found.high], color=colour, lw=2.2, solid_capstyle="butt")
+    panel.plot(x + width, found.mean, marker, color=colour, ms=6.5, mec=style.PAPER, mew=0.8)

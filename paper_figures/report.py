@@ -1,7 +1,7 @@
-"""One self-contained page over all figures of a folder: `report.html`, readable offline, on a phone, by day and night.
+"""One self-contained page over all figures of a folder: `report.html`, readable offline and on a phone.
 
-The page can be sent alone: images (a light and a dark one each; one shows), data (zipped) and code are inside,
-fonts are the system's, there is no script and no address is loaded. Plain CSV, PDF and PNG lie beside it.
+The page can be sent alone: images, data (zipped) and code are inside, fonts are the system's, there is no script and no
+address is loaded. Plain CSV, PDF and PNG lie beside it. Left out: a dark theme; the figures are light.
 """
 
 from __future__ import annotations
@@ -26,7 +26,6 @@ BADGES = {  # status -> class, sign, meaning
     "fails": ("fails", "✕", "The data do not bear it out; its sentences say what happens instead."),
     "not resolved": ("open", "?", "The runs scatter too much to say either."),
 }
-IMAGES = {"": "day", ".dark": "night"}  # suffix of the file -> class
 LARGEST = 1_000_000  # bytes of zipped data that the page carries per figure; more lies beside it only
 
 
@@ -99,14 +98,14 @@ def _bar(found: Sequence[Record]) -> str:
 def _figure(record: Record, folder: Path) -> str:
     name, stem = _name(record), record.stem
     alt = html.escape(f"{record.alt} Verdict: {record.status}.")
-    images = "".join(_image(folder / f"{stem}{suffix}.png", alt, kind) for suffix, kind in IMAGES.items())
+    image = _image(folder / f"{stem}.png", alt)
     made = f"{record.scale} scale, seed {record.seed}, {record.rows:,} rows, {_time(record.seconds)}"
     made += f", commit {commit(record.provenance)}"
     return (
         f"<section id='{_id(record)}'><h2><span class=number>{name}</span> {_text(record.claim)}</h2>"
         f"<div class='verdict {BADGES[record.status][0]}'>{_badge(record.status)}<p>{_text(record.sentence)}</p></div>"
         f"<figure><p class=hint aria-hidden=true>← Swipe the figure sideways →</p>"
-        f"<div class=frame tabindex=0 role=group aria-label='{name}, the figure'>{images}</div>"
+        f"<div class=frame tabindex=0 role=group aria-label='{name}, the figure'>{image}</div>"
         f"<figcaption>{_text(record.caption)}</figcaption></figure>{_table(record)}{_code(record)}"
         f"<p class=files>{_links(record, folder)}</p>"
         f"<p class=made>{html.escape(made)}<br>{_command([record])}</p></section>"
@@ -210,16 +209,13 @@ def _badge(status: str) -> str:
     return f"<span class='badge {kind}'><span aria-hidden=true>{sign}</span> {status}</span>"
 
 
-def _image(path: Path, alt: str, kind: str) -> str:
-    """A PNG inside the page, reduced to 256 colours: a third of the bytes, and no harm that shows.
-
-    Two images that style sheets switch, not ``<picture>``, which keeps the dark one when a dark screen is printed.
-    """
+def _image(path: Path, alt: str) -> str:
+    """A PNG inside the page, reduced to 256 colours: a third of the bytes, and no harm that shows."""
     image = Image.open(path).convert("RGB")
     buffer = io.BytesIO()
     image.quantize(256, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(buffer, "PNG")
     address = _address("image/png", buffer.getvalue())
-    return f"<img class={kind} src='{address}' alt='{alt}' width={image.width} height={image.height} loading=lazy>"
+    return f"<img src='{address}' alt='{alt}' width={image.width} height={image.height} loading=lazy>"
 
 
 def _zipped(path: Path) -> bytes:
@@ -242,7 +238,7 @@ PAGE = """<!doctype html>
 <meta charset="utf-8">
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
+<meta name="color-scheme" content="light">
 <title>AEnt: the figures</title>
 <style>{{style}}</style>
 </head>
@@ -264,9 +260,6 @@ a figure says which code drew it, and the command below that draws it again.</p>
 STYLE = """
 :root { --paper: #ffffff; --ground: #f6f7f8; --ink: #1b1f24; --soft: #59616b; --line: #dfe3e8; --link: #005a96;
   --yes: #00664a; --yes-bg: #e2f3ec; --some: #7a5200; --some-bg: #fbf0d9; --no: #9a3412; --no-bg: #fde8df; }
-@media screen and (prefers-color-scheme: dark) { :root { --paper: #15181d; --ground: #0e1013; --ink: #e7eaee;
-  --soft: #a3abb6; --line: #2b3038; --link: #7cc0f2; --yes: #6fd3ae; --yes-bg: #12302a; --some: #efc26b;
-  --some-bg: #332912; --no: #f5a684; --no-bg: #3a2018; } }
 * { box-sizing: border-box; }
 html { -webkit-text-size-adjust: 100%; text-size-adjust: 100%; }
 @media (prefers-reduced-motion: no-preference) { html { scroll-behavior: smooth; } }
@@ -317,8 +310,7 @@ nav a:focus-visible { outline-offset: -3px; }
 .verdict.fails { background: var(--no-bg); } .verdict.open { background: var(--ground); }
 figure { margin: 0; }
 .frame { overflow-x: auto; margin: 0 calc(-1 * clamp(0rem, 2vw, 1rem)); }
-img { display: block; width: 100%; height: auto; } .night { display: none; }
-@media screen and (prefers-color-scheme: dark) { .night { display: block; } .day { display: none; } }
+img { display: block; width: 100%; height: auto; }
 .hint { display: none; color: var(--soft); font-size: .82rem; text-align: center; margin: 0 0 .3rem; }
 figcaption { color: var(--soft); font-size: .97rem; line-height: 1.5; margin: .8rem 0 1rem; max-width: 46rem; }
 details { margin: .3rem 0; }

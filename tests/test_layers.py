@@ -24,7 +24,9 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 LAZY = {file: {"<decided at run time>"} for file in ("aent/registry.py", "llm/aent_llm/data/rewards.py")}
+LAZY["aent/stats.py"] = {"scipy"}  # of Student's distribution alone; whoever calls it declares scipy
 MATPLOTLIB = {"matplotlib", "cycler", "PIL"}  # colour cycles cannot be set without its own cycler; Pillow comes with it
+OWN = {"aent/plots.py": MATPLOTLIB}  # what a single file may import at its top: nothing else in aent imports plots
 # ruamel.yaml's package; vLLM is one of two extras, imported inside functions; the next two come with datasets, one with
 # transformers, Triton with CUDA builds of torch, so that only kernels.py may need it to be imported at all
 LLM = {"ruamel", "vllm", "numpy", "pyarrow", "huggingface_hub", "safetensors", "triton"}
@@ -67,7 +69,7 @@ def forbidden(source: str, file: str) -> list[str]:
     found = []
     for module, line, lazy in imports(ast.parse(source), package):
         top = module.split(".")[0]
-        fine = top in sys.stdlib_module_names or top in ALLOWED[package]
+        fine = top in sys.stdlib_module_names or top in ALLOWED[package] | OWN.get(file, set())
         if not fine and not (lazy and top in LAZY.get(file, set())):
             found.append(f"{line}: {module}")
     return found
@@ -119,6 +121,8 @@ def test_every_file_keeps_to_its_layer(package: str) -> None:
         ("aent/entropy.py", "import torch", ["1: torch"]),
         ("aent/entropy.py", "import toymdp.mdp", ["1: toymdp.mdp"]),
         ("aent/entropy.py", "from scipy import special", ["1: scipy"]),
+        ("aent/stats.py", "from scipy import special", ["1: scipy"]),
+        ("aent/runs.py", "import matplotlib", ["1: matplotlib"]),
         ("aent/entropy.py", "def f():\n    from paper_figures import style", ["2: paper_figures"]),
         ("aent/runs.py", "def f():\n    import torch", ["2: torch"]),
         ("aent/runs.py", "from benchmarks import selection", ["1: benchmarks"]),
@@ -211,6 +215,13 @@ def graph() -> dict[str, set[str]]:
 def test_no_modules_import_each_other_in_a_circle(graph: dict[str, set[str]]) -> None:
     assert len(graph) > 80
     TopologicalSorter(graph).prepare()  # raises CycleError with the circle
+
+
+def test_only_what_draws_imports_the_figure_kit(graph: dict[str, set[str]]) -> None:
+    """``aent`` needs numpy alone: whoever imports ``aent.plots`` has matplotlib among its own requirements."""
+    users = {module for module, targets in graph.items() if "aent.plots" in targets}
+    assert {"paper_figures.style", "aent_llm.measure.curves"} <= users
+    assert not [module for module in users if module.split(".")[0] in ("aent", "toymdp")]
 
 
 def test_no_room_imports_one_above_it(graph: dict[str, set[str]]) -> None:

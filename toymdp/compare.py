@@ -32,6 +32,7 @@ from tqdm.auto import tqdm
 
 from aent.cli import KILLED, BrokenOff, positive_number, whole_number, workers
 from aent.runs import Run, locked, read_run
+from aent.stats import bootstrap, interquartile_mean
 from toymdp import suite
 from toymdp.methods import METHODS, STRENGTHS, Method
 from toymdp.training.config import Learner
@@ -132,34 +133,6 @@ def tune_and_test(cell: Cell, method: Method, budget: Budget) -> Frame:
 # ------------------------------------------------------------------------------------------------------- statistics
 
 
-def interquartile_mean(values: Any, axis: int = -1) -> Any:
-    """Mean of the middle half along ``axis`` (25% trimmed at each end): robust like the median, less coarse.
-
-    Examples:
-        >>> float(interquartile_mean([0, 1, 2, 3, 4, 5, 6, 100]))  # of 2, 3, 4, 5
-        3.5
-
-    Reference: Agarwal et al. 2021, arXiv 2108.13264.
-    """
-    ordered = np.sort(np.moveaxis(np.asarray(values, dtype=float), axis, -1))
-    size = ordered.shape[-1]
-    weights = np.clip(np.minimum(np.arange(1, size + 1) - size / 4, 0.75 * size - np.arange(size)), 0, 1)
-    return ordered @ weights / weights.sum()
-
-
-def bootstrap_interval(
-    values: Any, statistic: Callable[..., Any] = interquartile_mean, level: float = 0.95, draws: int = 2000
-) -> tuple[float, float]:
-    """Percentile bootstrap interval of ``statistic`` over runs (fixed seed: the same numbers every time).
-
-    ``statistic(samples, axis=-1)`` is asked for all resamples at once, as ``np.mean`` can be.
-    """
-    values = np.asarray(values, dtype=float)
-    drawn = np.random.default_rng(0).integers(len(values), size=(draws, len(values)))
-    low, high = np.quantile(statistic(values[drawn], axis=-1), [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
-
-
 def probability_of_improvement(ours: Any, theirs: Any) -> float:
     """P(a run of ours beats a run of theirs), ties counting half."""
     ours, theirs = np.asarray(ours)[:, None], np.asarray(theirs)[None, :]
@@ -218,14 +191,14 @@ def summarise(rows: Frame) -> Frame:
     for (cell, method), part in rows.groupby(["cell", "method"], sort=False):
         test = part[part["phase"] == "test"]
         rivals = rows[(rows["cell"] == cell) & (rows["method"] == "none") & (rows["phase"] == "test")]
-        low, high = bootstrap_interval(test["final"])
+        final = bootstrap(test["final"])  # interquartile mean
         lines.append(
             {
                 "cell": cell,
                 "method": method,
-                "final": interquartile_mean(test["final"]),
-                "low": low,
-                "high": high,
+                "final": final.mean,
+                "low": final.low,
+                "high": final.high,
                 "mean": test["final"].mean(),
                 "peak": interquartile_mean(test["peak"]),
                 "area": interquartile_mean(test["area"]),

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import stat
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from aent import files
-from aent.files import check_writable, draft_folder, remove_stale_drafts, write_atomically
+from aent.files import check_writable, draft_folder, move_into_place, remove_stale_drafts, write_atomically
 
 
 def names(folder: Path) -> list[str]:
@@ -118,7 +119,7 @@ def test_a_write_that_breaks_off_leaves_the_old_file_and_says_so_in_a_sentence(t
 def test_a_draft_folder_is_renamed_or_gone(tmp_path):
     with draft_folder(tmp_path / "new") as draft:
         (draft / "a").write_text("")
-        draft.rename(tmp_path / "new" / "whole")
+        move_into_place(draft, tmp_path / "new" / "whole")
     assert names(tmp_path / "new") == ["whole"]
     with pytest.raises(RuntimeError), draft_folder(tmp_path / "new"):
         raise RuntimeError
@@ -214,3 +215,49 @@ def test_a_process_that_may_not_be_asked_is_taken_for_alive(monkeypatch):
         assert files._is_alive(gone)
     monkeypatch.setattr(os, "name", "nt")  # there, the question would end the process
     assert files._is_alive(gone)
+
+
+def test_a_finished_draft_takes_the_place_of_a_file_or_an_empty_folder_and_of_nothing_else(tmp_path):
+    for name in ("file", "draft"):
+        (tmp_path / name).write_text(name)
+    move_into_place(tmp_path / "draft", tmp_path / "file")
+    assert (tmp_path / "file").read_text() == "draft"
+    for name in ("run", "empty", "full"):
+        (tmp_path / name).mkdir()
+    for name in ("run", "full"):
+        (tmp_path / name / "a").write_text(name)
+    move_into_place(tmp_path / "run", tmp_path / "empty")
+    assert (tmp_path / "empty" / "a").read_text() == "run"
+    with pytest.raises(OSError, match=r"cannot write .*full: ") as caught:
+        move_into_place(tmp_path / "empty", tmp_path / "full")
+    assert caught.value.errno in (errno.ENOTEMPTY, errno.EEXIST)
+    assert (tmp_path / "full" / "a").read_text() == "full"
+    assert names(tmp_path) == ["empty", "file", "full"]
+
+
+def test_the_rename_itself_is_flushed(tmp_path, monkeypatch):
+    flushed = []
+    monkeypatch.setattr(files, "flush_folder", flushed.append)
+    (tmp_path / "draft").mkdir()
+    move_into_place(tmp_path / "draft", tmp_path / "whole")
+    files.write_atomically(tmp_path / "a", "x")
+    files.write_atomically(tmp_path / "b", "x", replace=False)
+    assert flushed == [tmp_path] * 3
+
+
+def renames(source: str) -> list[str]:
+    """What a source does to files by name that only ``aent.files`` should: rename, link, temporary file, flush."""
+    told = re.compile(r"os\.(?:rename|replace|link)\b|\.rename\(|\bmkstemp\b|os\.fsync\b")
+    return told.findall(source)
+
+
+def test_nobody_else_renames_files():
+    root, found = Path(files.__file__).parent.parent, {}
+    for package in ("aent", "toymdp", "paper_figures", "llm/aent_llm", "experiments"):
+        for path in sorted((root / package).rglob("*.py")):
+            if used := renames(path.read_text(encoding="utf-8")):
+                found[path.relative_to(root).as_posix()] = used
+    assert set(found.pop("aent/files.py")) == {"os.link", "os.fsync"}
+    assert found.pop("llm/aent_llm/training/checkpoint.py") == ["os.fsync"]  # of what transformers wrote
+    assert found == {}
+    assert renames("os.replace(a, b)\nPath(a).rename(b)") == ["os.replace", ".rename("]

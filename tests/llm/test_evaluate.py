@@ -19,11 +19,12 @@ from scipy import stats
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import small
+from aent.stats import bootstrap_mean
 from aent_llm.__main__ import main as aent_llm
 from aent_llm.data import eval_sets
 from aent_llm.data.prompts import encode_prompts, load_tokenizer
 from aent_llm.data.rewards import CORRECT_REWARD, is_correct
-from aent_llm.measure.evaluate import EvalConfig, evaluate, interval, main, majority, pass_at_k
+from aent_llm.measure.evaluate import EvalConfig, evaluate, main, majority, pass_at_k
 from aent_llm.measure.generate import Completion, transformers_sampler, vllm_sampler
 from aent_llm.measure.tasks import write_results
 from aent_llm.training.config import AEntGRPOConfig
@@ -121,23 +122,13 @@ def test_the_interval_covers_the_truth_as_often_as_it_says():
     trials, covered = 300, 0
     for seed in range(trials):
         values = rng.binomial(4, rng.beta(1.5, 3.5, size=60)) / 4
-        _, low, high = interval(values[None], resamples=200, seed=seed)[0]
-        covered += low <= 0.3 <= high
+        found = bootstrap_mean(values, draws=200, seed=seed)
+        covered += found.low <= 0.3 <= found.high
     assert (
         0.95 - 0.02 - 3 * math.sqrt(0.05 * 0.95 / trials)
         < covered / trials
         < 0.95 + 3 * math.sqrt(0.05 * 0.95 / trials)
     )
-
-
-def test_intervals_of_constants_are_points_and_of_means_have_the_normal_width():
-    rng = np.random.default_rng(0)
-    values = np.stack([np.full(900, 0.25), rng.normal(size=900)])
-    (constant, a, b), (mean, low, high) = interval(values, resamples=2000, seed=1)
-    assert [constant, a, b] == pytest.approx([0.25] * 3, abs=1e-15)
-    assert mean == pytest.approx(values[1].mean(), abs=1e-15)
-    assert high - low == pytest.approx(2 * 1.96 * values[1].std() / 30, rel=0.05)
-    assert interval(values, resamples=50, seed=1) == interval(values, resamples=50, seed=1)
 
 
 # ----------------------------------------------------------------------------------------------------------- sampler

@@ -157,7 +157,7 @@ def test_missing_matplotlib_names_the_extra():
         lambda path: changed(path, more=1),
         lambda path: path.with_suffix(".png").unlink(),
         lambda path: path.with_suffix(".png").write_bytes(path.with_suffix(".png").read_bytes()[:2000]),
-        lambda path: path.with_suffix(".dark.png").write_bytes(b""),
+        lambda path: path.with_suffix(".png").write_bytes(b""),
         lambda path: path.with_suffix(".csv").unlink(),
         lambda path: (path.unlink(), path.mkdir()),
     ],

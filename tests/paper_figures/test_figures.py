@@ -49,7 +49,7 @@ def test_draws_and_saves_everything(stem, frames, tmp_path):
     )  # fmt: skip
     assert output.save(spec, df, record, tmp_path) is False
     sizes = {path.name: path.stat().st_size for path in tmp_path.iterdir()}
-    assert set(sizes) == {f"{stem}{end}" for end in (".png", ".dark.png", ".pdf", ".csv", ".json")}
+    assert set(sizes) == {f"{stem}{end}" for end in (".png", ".pdf", ".csv", ".json")}
     assert sizes[f"{stem}.png"] > 30_000
     assert sizes[f"{stem}.pdf"] > 8_000
     assert (tmp_path / f"{stem}.pdf").read_bytes().startswith(b"%PDF")
@@ -64,7 +64,7 @@ def test_texts_are_complete_and_drawing_is_repeatable(stem, frames):
     spec = registry.load(stem)
     assert min(len(spec.title), len(spec.claim)) > 20
     assert min(len(spec.caption), len(spec.alt)) > 150
-    with style.theme("light"):
+    with style.look():
         figure = spec.draw(frames(stem))
     labels = [axes.get_xlabel() + axes.get_ylabel() for axes in figure.axes]
     assert any(labels)
@@ -75,7 +75,7 @@ def test_texts_are_complete_and_drawing_is_repeatable(stem, frames):
 @pytest.mark.parametrize("stem", ["f4_phase_diagram", "f8_clamp_bite"])
 def test_words_in_a_panel_cover_no_other_word_and_no_point(stem, frames):
     """On the drawn figure. A word on white in a map is no label of a point, so points of scatters do not count."""
-    with style.theme("light"):
+    with style.look():
         figure = registry.load(stem).draw(frames(stem))
     renderer = FigureCanvasAgg(figure).get_renderer()
     figure.draw(renderer)

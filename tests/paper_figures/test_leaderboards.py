@@ -174,20 +174,6 @@ def test_f16_verdict_can_come_out_either_way(tmp_path, monkeypatch, scores, stat
         assert f16_llm_leaderboard.verdict(record(tmp_path, monkeypatch, both)).status == "holds only if"
 
 
-@pytest.mark.parametrize(
-    ("chances", "left"), [((0.03, 0.01, 0.04), "b"), ((0.02, 0.01, 0.04), "bac"), ((0.02, 0.017, 0.04), "")]
-)
-def test_holms_correction_stops_at_the_first_that_is_not_sure(chances, left):
-    """Three seeds m - 1, m, m + 1 have t = m sqrt(3), and with two degrees of freedom p = 1 - t / sqrt(t^2 + 2)."""
-    samples = {}
-    for name, chance in zip("abc", chances, strict=True):
-        t = (1 - chance) * np.sqrt(2 / (1 - (1 - chance) ** 2))
-        samples[name] = t / np.sqrt(3) + np.array([-1.0, 0.0, 1.0])
-    assert "".join(f16_llm_leaderboard.after_holm(samples)) == left
-    same = np.zeros(3)  # as where a method is plain GRPO to the last bit
-    assert "same" not in f16_llm_leaderboard.after_holm({**samples, "same": same})
-
-
 def test_f16_draws_one_dot_per_run(tmp_path, monkeypatch):
     df = record(tmp_path, monkeypatch, GRPO | {"aent@0.01": [0.6, 0.7], "top64@0.03": [0.4, 0.5, 0.6]})
     figure = f16_llm_leaderboard.draw(df)

@@ -114,7 +114,7 @@ def test_a_missing_or_broken_record_says_what_to_do(text, error, said, tmp_path,
 
 @pytest.mark.parametrize(
     ("module", "stage", "said"),
-    [(f11_llm_methods, "sweep", "study compare"), (f13_llm_window, "compare", "study sweep")],
+    [(f11_llm_methods, "sweep", "three_way compare"), (f13_llm_window, "compare", "three_way sweep")],
 )
 def test_a_record_of_the_other_stage_says_what_is_missing(module, stage, said, cut, tmp_path, monkeypatch):
     build(tmp_path, monkeypatch, [run for run in raw(cut) if run["stage"] == stage])
@@ -123,23 +123,6 @@ def test_a_record_of_the_other_stage_says_what_is_missing(module, stage, said, c
 
 
 # -------------------------------------------------------------------------------------------------------- statistics
-
-
-def test_estimate_is_the_student_interval():
-    found = records.estimate([1.0, 2.0, 3.0, float("nan")])
-    reach = 4.302653 / math.sqrt(3)  # t quantile of two degrees of freedom, standard deviation 1
-    assert (found.mean, found.low, found.high, found.seeds) == pytest.approx((2, 2 - reach, 2 + reach, 3))
-    one = records.estimate([0.25])
-    assert (one.mean, one.low, one.high) == (0.25, -math.inf, math.inf)
-    assert str(one) == "0.25 (one seed)"
-
-
-def test_spread_is_the_bootstrap_over_rows():
-    two = np.array([[0.0, 5.0], [1.0, 5.0]])  # resampled means are 0, 1/2, 1 with chances 1/4, 1/2, 1/4
-    np.testing.assert_allclose(records.spread(two), [[0.5, 5], [0, 5], [1, 5]])
-    many = np.random.default_rng(1).standard_normal((400, 1))  # near its normal limit
-    _, low, high = records.spread(many)[:, 0]
-    assert high - low == pytest.approx(2 * 1.96 * many.std() / math.sqrt(400), rel=0.06)
 
 
 def test_runs_of_one_seed_but_different_arms_stay_apart(cut):
@@ -171,7 +154,7 @@ def test_the_same_at_every_scale_and_seed(stem, path, monkeypatch):
 @pytest.mark.parametrize("stem", LLM)
 def test_the_stamp_says_recorded_and_not_a_scale(stem):
     spec = registry.load(stem)
-    with style.theme("light"):
+    with style.look():
         figure = spec.draw(spec.compute(Scale("smoke"), np.random.default_rng(0)))
         style.stamp(figure, "smoke scale, seed 0")  # what saving adds to the other figures
     said = [text.get_text() for text in figure.texts]
@@ -267,7 +250,7 @@ def test_f11_compares_common_seeds_only(cut, tmp_path, monkeypatch):
     df, noise = comparison(cut, tmp_path, monkeypatch, {"none": 0, "full": 0, "clamp33": 0.3, "keep64": 0})
     fewer = df[(df.method != "clamp33") | (df.seed > 1)]
     found = f11_llm_methods.difference(fewer, "clamp33", "none")
-    assert found.seeds == 3
+    assert found.count == 3
     assert found.mean == pytest.approx(0.3 + (noise[2:, 2] - noise[2:, 0]).mean())
     assert records.outcome(f11_llm_methods.difference(df[df.seed == 0], "clamp33", "none")) == "not resolved"
 

@@ -140,17 +140,17 @@ def test_every_figure_is_there_with_verdict_words_and_command(text, folder):
             assert plain(part) in words
         assert f"badge {report.BADGES[record.status][0]}" in text
         alts = [image["alt"] for image in page.images if image["alt"].startswith(record.alt)]
-        assert alts == [f"{record.alt} Verdict: {record.status}."] * 2
+        assert alts == [f"{record.alt} Verdict: {record.status}."]
         again = f"--only {record.stem.split('_')[0]} --scale smoke --seed 0"
         assert f"python -m paper_figures {again}" in words
         assert registry.resolve([again.split()[1]]) == [record.stem]
 
 
-def test_one_image_shows_by_day_one_by_night_and_print_is_day(text):
+def test_every_figure_shows_once_and_the_page_is_light_on_every_screen(text):
     page = Page(text)
-    assert [image["class"] for image in page.images] == ["day", "night"] * len(FIGURES)
-    for look in re.findall(r"@media ([^{]*prefers-color-scheme[^{]*)", page.css):
-        assert look.startswith("screen and")
+    assert len(page.images) == len(FIGURES)
+    assert "prefers-color-scheme" not in page.css
+    assert '<meta name="color-scheme" content="light">' in text  # the browser darkens nothing by itself
 
 
 def test_motion_focus_language_and_skip_link(text):
@@ -207,16 +207,16 @@ def test_the_page_carries_the_code(text):
 
 
 def test_images_look_as_the_files_do(text, folder):
-    """256 colours: the background is the theme's to the last bit, and no pixel in a hundred is off by 16 of 255."""
+    """256 colours: the background is the page's to the last bit, and no pixel in a hundred is off by 16 of 255."""
     images = Page(text).images
-    for image, (stem, suffix) in zip(images, [(s, x) for s in FIGURES for x in report.IMAGES], strict=True):
+    for image, stem in zip(images, FIGURES, strict=True):
         inside = Image.open(io.BytesIO(base64.b64decode(image["src"].split(",")[1])))
-        file = Image.open(folder / f"{stem}{suffix}.png")
+        file = Image.open(folder / f"{stem}.png")
         assert inside.size == file.size == (int(image["width"]), int(image["height"]))
         shown, drawn = (np.asarray(each.convert("RGB")).astype(int) for each in (inside, file))
         assert (shown[:3, :3] == drawn[:3, :3]).all()
         assert (abs(shown - drawn).max(-1) > 16).mean() < 0.01
-        assert "#{:02X}{:02X}{:02X}".format(*shown[1, 1]) == style.PAPER["dark" if suffix else "light"]
+        assert "#{:02X}{:02X}{:02X}".format(*shown[1, 1]) == style.PAPER
 
 
 def test_the_same_folder_gives_the_same_page(text, folder):
@@ -320,10 +320,9 @@ def test_an_empty_folder_has_no_report(tmp_path):
 
 
 def colours(css):
-    """Name -> colour of the style sheet, for the light and the dark theme."""
-    light, dark = (dict(re.findall(r"--([\w-]+): (#\w{6})", block)) for block in re.findall(r":root \{[^}]*\}", css))
-    assert set(light) == set(dark)
-    return {"light": light, "dark": dark}
+    """Name -> colour of the style sheet."""
+    (block,) = re.findall(r":root \{[^}]*\}", css)
+    return dict(re.findall(r"--([\w-]+): (#\w{6})", block))
 
 
 def contrast(first, second):
@@ -349,10 +348,9 @@ PAIRS += [(front, back) for front in ("yes", "some", "no") for back in (f"{front
 PAIRS += [("ink", f"{back}-bg") for back in ("yes", "some", "no")]
 
 
-@pytest.mark.parametrize("theme", ["light", "dark"])
 @pytest.mark.parametrize(("front", "back"), PAIRS)
-def test_words_stand_out(theme, front, back):
-    palette = colours(report.STYLE)[theme]
+def test_words_stand_out(front, back):
+    palette = colours(report.STYLE)
     assert contrast(palette[front], palette[back]) >= 4.5
 
 
@@ -363,6 +361,4 @@ def test_the_pairs_are_all_colours_of_words():
 
 
 def test_figures_sit_on_the_page_without_a_seam():
-    assert {name: own["paper"] for name, own in colours(report.STYLE).items()} == {
-        name: colour.lower() for name, colour in style.PAPER.items()
-    }
+    assert colours(report.STYLE)["paper"] == style.PAPER.lower()

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from scipy.stats import trim_mean
 
 from aent import methods as published
 from aent.controllers import Constant, Switch
@@ -20,9 +19,7 @@ from toymdp.compare import (
     Budget,
     Cell,
     best_setting,
-    bootstrap_interval,
     evaluate,
-    interquartile_mean,
     knob_effect,
 )
 from toymdp.methods import BANDS, FIELD, STRENGTHS, SUPPORTS
@@ -41,22 +38,6 @@ def test_two_cells_of_one_setting_are_refused_before_a_run() -> None:
     cells = [Cell("smoke-bandit", Learner(5, 0.1, optimiser=one), (0.1,)) for one in ("adam", "sgd")]
     with pytest.raises(ValueError, match="once per learner"):
         compare.compare(cells, ["none"], Budget(1, 1))
-
-
-def test_interquartile_mean() -> None:
-    assert interquartile_mean([1, 2, 3, 4, 5, 6, 7, 100]) == 4.5  # by hand: mean of 3, 4, 5, 6
-    assert interquartile_mean([1, 2, 4]) == pytest.approx(
-        (0.25 * 1 + 2 + 0.25 * 4) / 1.5
-    )  # quarters cut through 1 and 4
-    values = np.random.default_rng(0).normal(size=40)
-    assert interquartile_mean(values) == pytest.approx(trim_mean(values, 0.25))
-
-
-def test_bootstrap_interval_covers() -> None:
-    """95% intervals of the mean of 40 normals cover the truth in 88 to 99% of 120 experiments."""
-    draws = np.random.default_rng(0).normal(1.0, 2.0, size=(120, 40))
-    hits = sum(low <= 1.0 <= high for low, high in (bootstrap_interval(d, np.mean, draws=300) for d in draws))
-    assert 0.88 <= hits / 120 <= 0.99
 
 
 def test_probability_of_improvement() -> None:

@@ -34,7 +34,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 from pydantic import Field
 
-from aent.files import draft_folder, explain, remove_stale_drafts, write_atomically
+from aent.files import draft_folder, explain, move_into_place, remove_stale_drafts, write_atomically
 from aent_llm.data.announcements import completion_text
 from aent_llm.data.answers import reference_text
 from aent_llm.schema import Count, NaturalNumber, Positive, Seed, check_fields, setting
@@ -431,10 +431,10 @@ def _publish(building: Path, target: Path, content: str) -> None:
     """Rename into place; a whole folder that came first wins, a damaged one is moved out of the way."""
     while not _is_whole(target, content):
         try:
-            building.rename(target)
+            move_into_place(building, target)
         except OSError:  # something is there: look again whether it has become whole, before calling it damaged
             if not target.exists():
                 raise
             if not _is_whole(target, content):
                 with draft_folder(target.parent) as damaged, contextlib.suppress(OSError):  # another one moved it first
-                    target.rename(damaged / "damaged")
+                    move_into_place(target, damaged / "damaged")

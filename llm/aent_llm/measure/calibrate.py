@@ -30,10 +30,11 @@ from rich.table import Table
 from aent import cli
 from aent.controllers import Band
 from aent.entropy import DropLowest, Full, Nucleus, Support, TopK, support_to_dict
+from aent.stats import Estimate
 from aent_llm.data import eval_sets
 from aent_llm.data.prompts import context_length, encode_prompts
 from aent_llm.data.rewards import is_correct, score_completions
-from aent_llm.measure.clamp_effect import Estimate, Measured, Rollout, RuleMeasure, measure_rollouts
+from aent_llm.measure.clamp_effect import Measured, Rollout, RuleMeasure, measure_rollouts
 from aent_llm.measure.generate import transformers_sampler
 from aent_llm.measure.tasks import Model, Task, add_data_flags, check_free, load_task, read_model, write_results
 from aent_llm.schema import Count, NaturalNumber, Positive, Seed, Share, Temperature, check_fields

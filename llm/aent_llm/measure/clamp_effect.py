@@ -21,9 +21,10 @@ import torch
 from tqdm.auto import tqdm
 
 from aent.entropy import Support, entropy, entropy_gradient, support_weights
+from aent.stats import Estimate, percentile_interval, resample
 from aent_llm.head.common import logit_transform
 
-__all__ = ["Estimate", "Measured", "Rollout", "RuleMeasure", "measure", "measure_rollouts"]
+__all__ = ["Measured", "Rollout", "RuleMeasure", "measure", "measure_rollouts"]
 
 QUARTERS = 4  # of a completion, for entropy against position
 BATCH = 8  # completions per forward pass
@@ -36,14 +37,6 @@ class Rollout(NamedTuple):
     prompt_ids: Sequence[int]
     token_ids: Sequence[int]
     correct: bool | None = None
-
-
-class Estimate(NamedTuple):
-    """A mean over tokens and its 95% bootstrap interval over prompts."""
-
-    mean: float
-    low: float
-    high: float
 
 
 @dataclass(frozen=True)
@@ -285,15 +278,14 @@ def _sums_by_prompt(prompt: np.ndarray, values: np.ndarray) -> np.ndarray:
 
 def _estimates(sums: np.ndarray, seed: int, draws: int = 1000) -> dict[str, Estimate]:
     """(P, K) sums -> every statistic with its percentile bootstrap interval over prompts."""
-    counts = np.random.default_rng(seed).multinomial(len(sums), np.full(len(sums), 1 / len(sums)), size=draws)
+    counts = np.concatenate(list(resample(len(sums), np.random.default_rng(seed), draws)))
     point, drawn = _statistics(sums.sum(0)), _statistics(counts @ sums)
-    return {name: Estimate(float(point[name]), *_percentiles(drawn[name])) for name in point}
-
-
-def _percentiles(values: np.ndarray) -> tuple[float, float]:
-    values = values[np.isfinite(values)]  # a draw without correct tokens has no share of them
-    low, high = np.percentile(values, [2.5, 97.5]) if len(values) else (math.nan, math.nan)
-    return float(low), float(high)
+    found = {}
+    for name, values in drawn.items():
+        known = values[np.isfinite(values)]  # a draw without correct tokens has no share of them
+        ends = percentile_interval(known) if len(known) else (math.nan, math.nan)
+        found[name] = Estimate(float(point[name]), *ends, count=len(sums))
+    return found
 
 
 def _statistics(sums: np.ndarray) -> dict[str, np.ndarray]:

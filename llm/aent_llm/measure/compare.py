@@ -35,7 +35,8 @@ from aent import cli
 from aent.files import check_writable, write_atomically
 from aent.names import suggest
 from aent.runs import read_run
-from aent_llm.measure import curves, style
+from aent.stats import bootstrap_difference, bootstrap_mean
+from aent_llm.measure import curves
 
 __all__ = ["Curve", "Group", "RunData", "aggregate", "draw", "group_runs", "main", "read_runs", "table"]
 
@@ -47,7 +48,6 @@ METRICS = {  # what is compared, and where a run logs it; the second key is TRL'
     "length": ("completions/mean_length",),
 }
 LAST = 0.1  # of the steps: what "final" means
-DRAWS = 2000  # of a bootstrap
 UPRIGHT = 6  # groups that fit side by side in a table
 SHOWN = 5  # directories of a group in a table
 LONGEST = 60  # letters of a group's name: what fits a headline
@@ -283,16 +283,8 @@ def aggregate(runs: Sequence[RunData], metric: str, *, smooth: int = 1) -> Curve
     series = [run.series(metric) for run in runs]
     steps = np.array(sorted(set.intersection(*(set(one) for one in series))), dtype=int)
     values = np.array([_smoothed(np.array([one[step] for step in steps]), smooth) for one in series])  # (n, T)
-    low, high = interval(values) if len(steps) else (values[0], values[0])
-    return Curve(steps, values.mean(0), low, high)
-
-
-def interval(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """95% percentile bootstrap interval of the mean over the first axis (runs); a point for one run."""
-    n = len(values)
-    counts = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), size=DRAWS) / n
-    low, high = np.percentile(counts @ values, [2.5, 97.5], axis=0)
-    return low, high
+    found = bootstrap_mean(values)
+    return Curve(steps, found.mean, found.low, found.high)
 
 
 def _smoothed(values: np.ndarray, width: int) -> np.ndarray:
@@ -322,8 +314,8 @@ def notes(groups: Sequence[Group]) -> list[str]:
     firsts = {str(next(iter(_rewards_of(run.config)), "")) for run in runs}
     if len(firsts) > 1:
         found.append(f"not comparable as they are: correct is what another reward says ({', '.join(sorted(firsts))})")
-    if len(groups) > len(style.COLOURS):
-        found.append(f"{len(groups)} settings share {len(style.COLOURS)} colours in a figure: draw fewer at a time")
+    if len(groups) > len(curves.COLOURS):
+        found.append(f"{len(groups)} settings share {len(curves.COLOURS)} colours in a figure: draw fewer at a time")
     for label, members in groups:
         ends = [max(run.metrics) for run in members]
         if min(ends) < max(ends):
@@ -429,8 +421,8 @@ def _cell(values: Sequence[float]) -> str:
     known = np.array([value for value in values if np.isfinite(value)])
     if len(known) < 2:
         return f"{known[0]:.3g}" if len(known) else "-"
-    low, high = interval(known)
-    return f"{known.mean():.3g}\n[{low:.3g}, {high:.3g}]"
+    found = bootstrap_mean(known)
+    return f"{found.mean:.3g}\n[{found.low:.3g}, {found.high:.3g}]"
 
 
 def _score(run: RunData, when: str, prefix: str) -> tuple[str, dict[str, float]] | None:
@@ -454,13 +446,9 @@ def _accuracy(group: Group, when: str, prefix: str) -> str:
 
 def _difference(ours: np.ndarray, theirs: np.ndarray) -> str:
     """Difference of means, and its interval where there are several runs; runs are not paired."""
-    change = f"{ours.mean() - theirs.mean():+.3g}"
-    if len(ours) == len(theirs) == 1:
-        return change
-    rng = np.random.default_rng(0)
-    drawn = [rng.choice(values, (DRAWS, len(values))).mean(1) for values in (ours, theirs)]
-    low, high = np.percentile(drawn[0] - drawn[1], [2.5, 97.5])
-    return f"{change}\n[{low:+.3g}, {high:+.3g}]"
+    found = bootstrap_difference(ours, theirs)
+    change = f"{found.mean:+.3g}"
+    return change if len(ours) == len(theirs) == 1 else f"{change}\n[{found.low:+.3g}, {found.high:+.3g}]"
 
 
 def write_csv(path: Path, runs: Sequence[RunData], *, group_by: str = "config") -> None:

@@ -11,22 +11,25 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
+from aent import plots
 from aent.controllers import Controller
 from aent.entropy import SUPPORTS, support_to_dict
 from aent.methods import METHODS
+from aent.plots import SUBTLE
 from aent.shaping import Shaping
-from aent_llm.measure import style
 
-__all__ = ["band", "draw", "entropy_block", "typed"]
+__all__ = ["COLOURS", "band", "draw", "entropy_block", "typed"]
 
 Curves = Mapping[str, Mapping[str, Any]]  # label -> metric -> compare.Curve
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7A5195", "#59616B")
+PLAIN_TEXT = {"text.parse_math": False, "text.usetex": False}  # names are the user's: a dollar begins no formula
+PANEL = 2.75  # inches, height of a panel
 PANELS = (  # metrics, title, unit
     (("reward",), "Reward", "mean reward per completion"),
     (("entropy", "clamped"), "Token entropy", "nats per completion token"),
@@ -47,27 +50,24 @@ def draw(
         smooth: steps each curve was averaged over, to be said.
         notes: lines to add under the headline.
     """
-    colours = {label: style.COLOURS[i % len(style.COLOURS)] for i, label in enumerate(measured)}
+    colours = {label: COLOURS[i % len(COLOURS)] for i, label in enumerate(measured)}
     clamps = {label: typed(entropy_block(configs[label])["support"]) for label in measured}
     clamped = {label for label in measured if clamps[label]["type"] != "full" and len(measured[label]["clamped"].steps)}
     bands = {label: found for label in measured if (found := band(configs[label]))}
-    figure, axes = style.canvas(
-        _title(seeds), [_subtitle(seeds, smooth), *(_short(note) for note in notes)], _handles(colours, clamped, bands)
-    )
-    for panel, (metrics, title, unit) in zip(axes.flat, PANELS, strict=True):
-        with mpl.rc_context(style.SETTINGS):
-            panel.set_title(title)
-            panel.set_ylabel(unit)
-            panel.set_xlabel("optimiser step")
-        shown = 0
-        for label, curves in measured.items():
-            for metric in metrics:
-                if metric != "clamped" or label in clamped:
-                    shown += _curve(panel, curves[metric], colours[label], metric == "clamped", seeds[label] > 1)
-        if not shown:
-            style.empty(panel, "not logged by these runs")
-    _draw_bands(axes[0, 1], bands, colours)
-    _scale(axes[1, 0])
+    subtitle = "\n".join([_subtitle(seeds, smooth), *(_short(note) for note in notes)])
+    with plots.look(PLAIN_TEXT):
+        figure, axes = _canvas(_title(seeds), subtitle, _handles(colours, clamped, bands))
+        for panel, (metrics, title, unit) in zip(axes.flat, PANELS, strict=True):
+            panel.set(title=title, ylabel=unit, xlabel="optimiser step")
+            shown = 0
+            for label, curves in measured.items():
+                for metric in metrics:
+                    if metric != "clamped" or label in clamped:
+                        shown += _curve(panel, curves[metric], colours[label], metric == "clamped", seeds[label] > 1)
+            if not shown:
+                _empty(panel, "not logged by these runs")
+        _draw_bands(axes[0, 1], bands, colours)
+        _scale(axes[1, 0])
     return figure
 
 
@@ -128,11 +128,34 @@ def _short(note: str) -> str:
 def _handles(colours: Mapping[str, str], clamped: set[str], bands: Mapping[str, Any]) -> list[Any]:
     handles: list[Any] = [Line2D([], [], color=colour, lw=2.4, label=label) for label, colour in colours.items()]
     if clamped:
-        handles += [Line2D([], [], color=style.SUBTLE, label="full entropy")]
-        handles += [Line2D([], [], color=style.SUBTLE, ls=(0, (3, 1.6)), label="clamped entropy")]
+        handles += [Line2D([], [], color=SUBTLE, label="full entropy")]
+        handles += [Line2D([], [], color=SUBTLE, ls=(0, (3, 1.6)), label="clamped entropy")]
     if bands:
-        handles += [Patch(color=style.SUBTLE, alpha=0.16, lw=0, label="controller's band")]
+        handles += [Patch(color=SUBTLE, alpha=0.16, lw=0, label="controller's band")]
     return handles
+
+
+def _canvas(title: str, subtitle: str, handles: Sequence[Any]) -> tuple[Figure, np.ndarray]:
+    """Make the 2 x 2 panels under a headline and a legend of as many rows as it needs."""
+    columns = _legend_columns([handle.get_label() for handle in handles])
+    strip = -(-len(handles) // columns)
+    height = plots.header_height(subtitle, strip) + 2 * PANEL
+    figure, axes = plots.canvas(title, subtitle, rows=2, columns=2, height=height, strip=strip)
+    plots.legend_strip(figure, handles, columns=columns)
+    return figure, axes
+
+
+def _legend_columns(labels: Sequence[str]) -> int:
+    """Columns of a legend that fits the width: about 14 letters an inch, and 6 for each sample of a line."""
+    widest = max((len(label) for label in labels), default=1) + 6
+    return max(1, min(len(labels), int(plots.WIDTH * 13.5 / widest)))
+
+
+def _empty(panel: Axes, text: str) -> None:
+    """Say in a panel why it shows nothing."""
+    panel.text(0.5, 0.5, text, transform=panel.transAxes, ha="center", va="center", color=SUBTLE, fontsize=10)
+    panel.set_xticks([])
+    panel.set_yticks([])
 
 
 def _curve(panel: Axes, curve: Any, colour: str, dashed: bool, several: bool) -> bool:
@@ -144,7 +167,7 @@ def _curve(panel: Axes, curve: Any, colour: str, dashed: bool, several: bool) ->
         marker=marker, ms=5, zorder=3 if dashed else 2.5,
     )  # fmt: skip
     if several:
-        panel.fill_between(curve.steps, curve.low, curve.high, color=colour, alpha=0.08 if dashed else 0.16, lw=0)
+        plots.band(panel, curve.steps, curve.low, curve.high, colour, alpha=0.08 if dashed else 0.16)
     return True
 
 
@@ -153,7 +176,7 @@ def _draw_bands(panel: Axes, bands: Mapping[str, tuple[float, float]], colours: 
     shared = len(set(bands.values())) == 1
     bottom, top = panel.get_ylim()
     for label, (low, high) in list(bands.items())[: 1 if shared else None]:
-        panel.axhspan(low, high, color=style.SUBTLE if shared else colours[label], alpha=0.14, lw=0, zorder=0)
+        panel.axhspan(low, high, color=SUBTLE if shared else colours[label], alpha=0.14, lw=0, zorder=0)
         bottom, top = min(bottom, low), max(top, high + 0.04 * (top - bottom))
     if panel.lines:
         panel.set_ylim(max(0.0, bottom), top)

@@ -33,6 +33,7 @@ from pydantic import Field
 from aent import cli
 from aent.cli import UsersCodeError
 from aent.runs import provenance
+from aent.stats import bootstrap_mean
 from aent_llm.data import eval_sets
 from aent_llm.data.announcements import voted_answer
 from aent_llm.data.rewards import CORRECT_REWARD, score_completions
@@ -52,7 +53,7 @@ from aent_llm.schema import COLDEST, Count, NaturalNumber, NonNegative, Seed, ch
 if TYPE_CHECKING:
     from aent_llm.measure.generate import Completion, Sampler
 
-__all__ = ["EvalConfig", "evaluate", "interval", "main", "majority", "pass_at_k"]
+__all__ = ["EvalConfig", "evaluate", "main", "majority", "pass_at_k"]
 
 LONGEST = 4096  # tokens of a completion when --max-tokens is not given and the context has room for it
 TRUNCATED_SHARE = 0.1  # above, the numbers say more about max_tokens than about the model
@@ -144,12 +145,15 @@ def evaluate(
         line["rewards"] = [None if np.isnan(x) else float(x) for x in one]
     answers = [[(extract or voted_answer)(text) for text in ones] for ones in texts]
     metrics = _metrics(correct, np.nan_to_num(rewards, nan=0.0), majority(answers, correct), completions)
-    bounds = interval(np.stack(list(metrics.values())), resamples=config.bootstrap, seed=config.seed)
+    found = bootstrap_mean(np.stack(list(metrics.values())).T, draws=config.bootstrap, seed=config.seed)
     return {
         "problems": len(rows),
         "samples": config.samples,
         "unscored": int(np.isnan(rewards).sum()),
-        **{name: dict(zip(("mean", "low", "high"), b, strict=True)) for name, b in zip(metrics, bounds, strict=True)},
+        **{
+            name: {"mean": float(mean), "low": float(low), "high": float(high)}
+            for name, mean, low, high in zip(metrics, found.mean, found.low, found.high, strict=True)
+        },
         "per_problem": {"correct": correct.sum(1).tolist()},
     }
 
@@ -198,19 +202,6 @@ def majority(answers: Sequence[Sequence[str | None]], correct: np.ndarray) -> np
         most = max(map(len, groups.values()), default=0)
         values.append(np.mean([np.mean(group) for group in groups.values() if len(group) == most]) if groups else 0.0)
     return np.array(values, dtype=float)
-
-
-def interval(values: np.ndarray, *, resamples: int, seed: int, level: float = 0.95) -> list[tuple[float, float, float]]:
-    """(mean, low, high) of each row of (M, P): percentile bootstrap of the mean over the P problems.
-
-    All rows see the same resampled problems. With few problems the interval is narrow by about sqrt((P-1)/P), and with
-    one it is a point.
-    """
-    rng, count = np.random.default_rng(seed), values.shape[1]
-    weights = (np.bincount(rng.integers(count, size=count), minlength=count) for _ in range(resamples))
-    means = np.stack([values @ weight / count for weight in weights])  # (resamples, M)
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2], axis=0)
-    return [(float(m), float(a), float(b)) for m, a, b in zip(values.mean(1), low, high, strict=True)]
 
 
 def _metrics(

@@ -25,7 +25,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from aent.files import DRAFT, explain, write_atomically
+from aent.files import DRAFT, explain, flush_folder, write_atomically
 from aent.runs import differences
 
 __all__ = [
@@ -64,7 +64,7 @@ def seal(folder: str | Path, state: dict[str, Any]) -> None:
     folder = Path(folder)
     files = {str(path.relative_to(folder)): _measure(path, flush=True) for path in _files(folder)}
     for inner in {path.parent for path in _files(folder)} | {folder, folder.parent}:
-        _flush(inner)
+        flush_folder(inner)
     write_checked(folder / SEAL, {"state": state, "files": files})
 
 
@@ -307,12 +307,3 @@ def _system_error(error: Exception, folder: Path) -> OSError:
     except OSError as found:
         return OSError(found.errno, os.strerror(found.errno or 0))
     return OSError(0, str(error).partition("\n")[0])
-
-
-def _flush(folder: Path) -> None:
-    with contextlib.suppress(OSError):  # systems that cannot flush a folder
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
