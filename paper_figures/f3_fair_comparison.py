@@ -16,12 +16,11 @@ from joblib import Parallel, delayed
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from aent.methods import COEFFICIENTS, METHODS
 from paper_figures import style
 from paper_figures.scale import Frame, Progress, Scale, silent
 from paper_figures.verdicts import Verdict
 from toymdp.compare import Budget, Cell, best_setting, bootstrap_interval, evaluate, resolved, summarise, window
-from toymdp.methods import STRENGTHS
-from toymdp.methods import SUPPORTS as METHODS
 from toymdp.training.config import Learner
 
 TITLE = "Tuned fairly, who wins where?"
@@ -42,7 +41,7 @@ ALT = (
 
 SWEEP = (0.01, 0.02, 0.035, 0.05, 0.07, 0.1, 0.14, 0.2, 0.28, 0.4, 0.56, 0.8)
 SWEPT = ("full", "clamp40", "clamp90", "keep100")
-ALL = tuple(METHODS)
+ALL = ("none", "full", "clamp40", "clamp90", "keep100", "full-band", "keep100-band")
 FEW = ("none", "full", "clamp40", "keep100")
 
 
@@ -159,7 +158,7 @@ def _pair(row: Row, name: str, scale: Scale) -> Frame:
 def report_table(df: Frame) -> list[list[str]]:
     """The tuned value of every method in every cell: value [95% interval] at its coefficient or band."""
     summary = summarise(df).set_index(["cell", "method"])
-    names = [name for name in METHODS if name in set(df["method"])]
+    names = [name for name in ALL if name in set(df["method"])]
     rows = [["cell", *(METHODS[name].label for name in names)]]
     for cell in dict.fromkeys(df["cell"]):
         own = summary.loc[cell]
@@ -190,7 +189,7 @@ def draw(df: Frame) -> Figure:
     for axis, cell in zip(axes[1], swept, strict=True):
         _sweep(axis, df[(df["cell"] == cell) & (df["phase"] == "sweep")], cell)
     axes[1, 0].set_ylabel("final value")
-    used = [name for name in METHODS if name in set(df["method"])]
+    used = [name for name in ALL if name in set(df["method"])]
     handles = [
         Line2D(
             [],
@@ -207,7 +206,7 @@ def draw(df: Frame) -> Figure:
 
 
 def _dots(axis: Any, summary: Frame, cells: list[str]) -> None:
-    names = [name for name in METHODS if name in set(summary["method"])]
+    names = [name for name in ALL if name in set(summary["method"])]
     for line in summary.to_dict("records"):
         look = style.METHODS[line["method"]]
         y = cells.index(line["cell"]) + 0.78 * (names.index(line["method"]) / max(1, len(names) - 1) - 0.5)
@@ -254,7 +253,7 @@ def verdict(df: Frame) -> Verdict:
         f"Tuned fairly, keeping 100 tokens beats the full bonus (by more than .05, and its interval is above) in "
         f"{len(wins)} of {len(cells)} cells ({'; '.join(wins) or 'none'}) and loses in {len(losses)} "
         f"({'; '.join(losses) or 'none'}). The full bonus is tuned to the weakest coefficient of the grid in "
-        f"{sum(summary.loc[(cell, 'full'), 'strength'] == min(STRENGTHS) for cell in cells)} cells."
+        f"{sum(summary.loc[(cell, 'full'), 'strength'] == min(COEFFICIENTS) for cell in cells)} cells."
     ]
     for cell, part in df[df["phase"] == "sweep"].groupby("cell", sort=False):
         top = part[part["strength"] == part["strength"].max()].groupby("method")["entropy"].mean()

@@ -35,7 +35,6 @@ ROOMS = {  # from the ground up: rooms and single files; one may import those in
         {"families"},
         {"suite"},
         {"theory", "training", "envs"},
-        {"methods"},
         {"compare"},
         {"__main__"},
     ],

@@ -86,7 +86,7 @@ import json, sys
 import numpy as np
 from aent.controllers import Controller
 from aent.entropy import DropLowest, Nucleus, TopK, support_to_dict
-from aent.methods import METHODS, Method
+from aent.methods import METHODS, Family, Method
 from aent.shaping import PeakBonus, Shaping
 
 import dataclasses
@@ -121,7 +121,7 @@ for part, wrongs in (
 ):
     for wrong in wrongs:
         try:
-            Method("mine", "me", **{part: wrong})
+            Method("mine", "me", Family.BONUS, **{part: wrong})
         except ValueError as error:
             assert f"Method('mine'): {part} must be an object such as" in str(error), error
             continue

@@ -39,7 +39,7 @@ from trl.trainer.grpo_config import GRPOConfig
 
 from aent.controllers import Constant, Controller
 from aent.entropy import SUPPORTS, Support, support_to_dict
-from aent.methods import METHODS, Method, method_name
+from aent.methods import METHODS, method_name
 from aent.shaping import Shaping, tempered_members
 from aent_llm.data.rewards import CORRECT_REWARD
 from aent_llm.head.fused import Engine
@@ -114,7 +114,7 @@ def parts(name: str | None, support_: Any = None, controller_: Any = None, shapi
         >>> parts("clip_higher").trl  # TRL does this one
         {'epsilon_high': 0.28}
     """
-    chosen = Method("", "") if name is None else METHODS.find(name)[1]
+    chosen = METHODS["none" if name is None else name]
     over = chosen.support if support_ is None else support(support_)
     moves = chosen.controller if controller_ is None else controller(controller_)
     shapes = chosen.shaping if shaping_ is None else shaping(shaping_)
