@@ -23,7 +23,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-LAZY = {file: {"<decided at run time>"} for file in ("aent/registry.py", "llm/aent_llm/data/rewards.py")}
+LAZY = {"aent/registry.py": {"<decided at run time>"}}
 MATPLOTLIB = {"matplotlib", "cycler", "PIL"}  # colour cycles cannot be set without its own cycler; Pillow comes with it
 # ruamel.yaml's package; vLLM is one of two extras, imported inside functions; the next two come with datasets, one with
 # transformers, Triton with CUDA builds of torch, so that only kernels.py may need it to be imported at all
