@@ -43,7 +43,7 @@ from aent.methods import METHODS, method_name
 from aent.shaping import Shaping, tempered_members
 from aent_llm.data.rewards import CORRECT_REWARD
 from aent_llm.head.fused import Engine
-from aent_llm.schema import REAL, check_fields, short
+from aent_llm.schema import REAL, convert_fields, short
 from aent_llm.training.agreement import check_generation_kwargs
 from aent_llm.training.ranges import ranges_of
 
@@ -204,7 +204,7 @@ class AEntGRPOConfig(GRPOConfig):
     )
 
     def __post_init__(self) -> None:
-        check_fields(self, settings=ranges_of(type(self)))
+        convert_fields(self, settings=ranges_of(type(self)))
         check_weights(self.reward_weights)
         for name in PARTS:
             setattr(self, name, _from_text(getattr(self, name), name))
