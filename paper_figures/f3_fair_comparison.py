@@ -194,8 +194,8 @@ def draw(df: Frame) -> Figure:
         Line2D(
             [],
             [],
-            color=style.METHODS[n].colour,
-            marker=style.METHODS[n].marker,
+            color=style.LOOKS[n].colour,
+            marker=style.LOOKS[n].marker,
             linestyle="none",
             label=METHODS[n].label,
         )
@@ -208,7 +208,7 @@ def draw(df: Frame) -> Figure:
 def _dots(axis: Any, summary: Frame, cells: list[str]) -> None:
     names = [name for name in ALL if name in set(summary["method"])]
     for line in summary.to_dict("records"):
-        look = style.METHODS[line["method"]]
+        look = style.LOOKS[line["method"]]
         y = cells.index(line["cell"]) + 0.78 * (names.index(line["method"]) / max(1, len(names) - 1) - 0.5)
         axis.plot([line["low"], line["high"]], [y, y], color=look.colour, linewidth=1.6, solid_capstyle="butt")
         axis.plot(line["final"], y, color=look.colour, marker=look.marker, markersize=4.6)
@@ -219,7 +219,7 @@ def _dots(axis: Any, summary: Frame, cells: list[str]) -> None:
 
 def _sweep(axis: Any, sweep: Frame, cell: str) -> None:
     for i, (name, part) in enumerate(sweep.groupby("method", sort=False)):
-        look = style.METHODS[str(name)]
+        look = style.LOOKS[str(name)]
         points = part.groupby("strength")["final"]
         x = np.array(list(points.groups), dtype=float)
         bounds = np.array([bootstrap_interval(values, np.mean, draws=400) for _, values in points])

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import matplotlib as mpl
@@ -21,30 +21,29 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
+from aent.methods import METHODS
+
 
 @dataclass(frozen=True)
-class Method:
-    """How a method looks, in every figure."""
+class Look:
+    """Colour, line and marker of a method, the same in every figure."""
 
-    label: str
     colour: str
     line: Any = "-"
     marker: str = "o"
 
 
-METHODS = {  # the names of toymdp.compare
-    "none": Method("no bonus", "#8A8F98", (0, (4, 2)), "s"),
-    "full": Method("full entropy", "#D55E00", "-", "o"),
-    "clamp40": Method("clamped, drop 40%", "#009E73", "-", "^"),
-    "clamp90": Method("clamped, drop 90%", "#6CBDEB", "-", "D"),
-    "keep100": Method("clamped, keep 100", "#1B7FC6", "-", "D"),
-    "full-band": Method("full + band", "#E69F00", (0, (5, 1.5)), "v"),
-    "keep100-band": Method("keep 100 + band", "#CC79A7", (0, (5, 1.5)), "P"),
+LOOKS = {  # by the names of aent.methods, and by the supports of the language-model runs (records.label_columns)
+    "none": Look("#8A8F98", (0, (4, 2)), "s"),
+    "full": Look("#D55E00", "-", "o"),
+    "clamp40": Look("#009E73", "-", "^"),
+    "clamp90": Look("#6CBDEB", "-", "D"),
+    "keep100": Look("#1B7FC6", "-", "D"),
+    "full-band": Look("#E69F00", (0, (5, 1.5)), "v"),
+    "keep100-band": Look("#CC79A7", (0, (5, 1.5)), "P"),
 }
-METHODS |= {  # of the language-model runs: the same family, the same colour
-    "clamp33": replace(METHODS["clamp40"], label="clamped, drop 33%"),
-    "keep64": replace(METHODS["keep100"], label="clamped, keep 64"),
-}
+LOOKS |= {"clamp33": LOOKS["clamp40"], "keep64": LOOKS["keep100"]}  # the same kind of support, the same look
+LABELS = {"clamp33": "clamped, drop 33%", "keep64": "clamped, keep 64"}  # of those that are no methods of aent.methods
 BEFORE = "#B9BEC6"  # the policy before training
 PUBLISHED = "#8A8F98"  # a published bound or value
 SHARP = "#CC79A7"  # our sharper statement
@@ -81,7 +80,7 @@ def theme(name: str = "light") -> Iterator[None]:
         "axes.axisbelow": True,
         "axes.spines.top": False,
         "axes.spines.right": False,
-        "axes.prop_cycle": cycler(color=[method.colour for method in METHODS.values()]),
+        "axes.prop_cycle": cycler(color=[look.colour for look in LOOKS.values()]),
         "grid.color": faint,
         "grid.linewidth": 0.6,
         "xtick.color": SUBTLE[name],
@@ -101,6 +100,11 @@ def theme(name: str = "light") -> Iterator[None]:
     }
     with mpl.rc_context(settings):
         yield
+
+
+def label(name: str) -> str:
+    """Name a method as ``aent.methods`` does, or a support of the language-model runs in its words."""
+    return LABELS.get(name) or METHODS[name].label
 
 
 def ink() -> str:
