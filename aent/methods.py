@@ -116,7 +116,9 @@ class Method:
         label: its name in tables and figures.
         reference: the paper; empty for an arm of this project's own.
         family: what it changes.
-        controller, shaping, support: its parts, as published for language models.
+        controller: what moves its coefficient; like the other parts with the numbers published for language models.
+        shaping: what it does to the policy gradient.
+        support: the tokens that a bonus is taken over.
         assumptions: the details that we chose because the paper does not publish them; empty if there are none.
         trl: fields of ``trl.GRPOConfig`` that make TRL do what ``controller`` and ``shaping`` say; the trainer then
             uses TRL's own piece.
