@@ -31,7 +31,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from aent.fields import check_fields
+from aent.fields import check_numbers
 from aent.registry import Rules
 
 __all__ = [
@@ -111,7 +111,7 @@ class Controller:
         Controller.registry.register(cls)
 
     def __post_init__(self) -> None:
-        check_fields(self, arrays=True)
+        check_numbers(self, arrays=True)
 
     def init(self) -> State:
         """State before the first measurement."""

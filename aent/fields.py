@@ -17,13 +17,13 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["check_fields", "is_finite_number", "is_for_numbers", "is_whole_number", "is_within"]
+__all__ = ["check_numbers", "is_finite_number", "is_for_numbers", "is_whole_number", "is_within"]
 
 _NUMBERS = {"float", "int", "Scalar"}
 _AROUND = {"None", "Optional", "typing", "np", "numpy", "floating", "ndarray"}  # words beside them in an annotation
 
 
-def check_fields(rule: Any, *, arrays: bool = False) -> None:
+def check_numbers(rule: Any, *, arrays: bool = False) -> None:
     """Check every field of a dataclass that is annotated as a number.
 
     Args:

@@ -1,4 +1,4 @@
-"""Names of rules and methods: one table per kind, look-up with suggestions, rules to and from JSON.
+"""Names of rules, methods and rewards: one table per kind, look-up with suggestions, rules to and from JSON.
 
 A rule is written as ``{"type": name, **options}``, in a run's config, in a checkpoint, in YAML and on a command line:
 
@@ -106,13 +106,13 @@ class Registry(dict[str, T], Generic[T]):
             module = importlib.import_module(module_name)
         except (Exception, SystemExit) as error:  # whatever a module of the user's may raise
             raise ValueError(
-                f"{self.kind} {text!r}: importing {module_name!r} failed ({type(error).__name__}: {error}). Start in "
-                "the folder of that module, or add its folder to PYTHONPATH"
+                f"{self.kind} {text!r}: importing {module_name!r} failed ({type(error).__name__}: {error}). Name the "
+                "module without .py; start in its folder, or add that to PYTHONPATH"
             ) from error
         try:
             found = operator.attrgetter(path)(module)
         except AttributeError:
-            if (name := self.spelling(path)) is not None:
+            if (name := self.spelling(path)) is not None and name not in self._taken:
                 return self[name]
             raise ValueError(
                 f"{self.kind} {text!r}: {module_name} has no {path!r}{suggest(path, vars(module)) or '.'}"

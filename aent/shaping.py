@@ -28,7 +28,7 @@ from typing import Any, ClassVar, NamedTuple
 from array_api_compat import array_namespace
 
 from aent.controllers import Controller
-from aent.fields import check_fields, is_within
+from aent.fields import check_numbers, is_within
 from aent.registry import Rules
 
 __all__ = [
@@ -124,7 +124,7 @@ class Shaping:
         Shaping.registry.register(cls)
 
     def __post_init__(self) -> None:
-        check_fields(self)
+        check_numbers(self)
 
     def check_controller(self, controller: Controller) -> None:
         """Raise ValueError if a controller begins or ends with coefficients that this rule has no meaning for."""

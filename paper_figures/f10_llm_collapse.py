@@ -105,10 +105,10 @@ def draw(df: Frame) -> Figure:
         panel.set(ylabel=label, xlim=(1, df.step.max()))
         panel.set_ylim(bottom=0)
     start = records.ends(df, "full")[0].mean()
-    axes[0, 1].axhline(COLLAPSED * start, color=style.METHODS["full"].colour, lw=1.2, ls=(0, (4, 2)))
+    axes[0, 1].axhline(COLLAPSED * start, color=style.LOOKS["full"].colour, lw=1.2, ls=(0, (4, 2)))
     style.note(
         axes[0, 1], 0.02 * df.step.max() + 1, COLLAPSED * start, "collapsed: below a quarter of the start",
-        va="bottom", color=style.METHODS["full"].colour,
+        va="bottom", color=style.LOOKS["full"].colour,
     )  # fmt: skip
     for panel in axes[1]:
         panel.set_xlabel("training step")

@@ -171,7 +171,7 @@ def _entropies(pair: tuple[Axes, Axes], curve: Frame) -> None:
     top = float(curve.full.max())
     wide = top > 8 * float(curve.groupby("method").full.median().median())
     for name in methods(curve):
-        own, colour = curve[curve.method == name].iloc[0], style.METHODS[name].colour
+        own, colour = curve[curve.method == name].iloc[0], style.LOOKS[name].colour
         if own.rule == "band":
             pair[1].axhspan(own.low, own.high, color=colour, alpha=0.1, lw=0)
             for end in (own.low, own.high):
@@ -196,7 +196,7 @@ def _dots(panel: Axes, result: Frame, column: str) -> None:
     style.note(panel, -0.45, before, "before training", va="top", fontsize=7.8, color=style.SUBTLE)
     names = methods(result)
     for x, name in enumerate(names):
-        own, look = result[result.method == name], style.METHODS[name]
+        own, look = result[result.method == name], style.LOOKS[name]
         records.draw_dots(panel, x, own[column], look.colour, marker=look.marker)
         panel.annotate(
             f"{own[column].mean():.2f}", (x, max(own[column])), xytext=(0, 6), textcoords="offset points",
@@ -212,7 +212,7 @@ def _dots(panel: Axes, result: Frame, column: str) -> None:
 def _handles(df: Frame) -> list[Any]:
     handles: list[Any] = []
     for name in methods(df):
-        own, look = df[df.method == name].iloc[0], style.METHODS[name]
+        own, look = df[df.method == name].iloc[0], style.LOOKS[name]
         text = {
             "constant": f"coefficient {own.setting:g}",
             "band": f"from {own.setting:g}, band {own.low:g} to {own.high:g} nats",

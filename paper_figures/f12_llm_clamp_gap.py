@@ -85,8 +85,7 @@ def verdict(df: Frame) -> Verdict:
     turned = {name: cosine(own, name) for name in CLAMPED if name in set(own.method)}
     shares = {name: bite(own, name) for name in turned}
     told = "; ".join(
-        f"{style.METHODS[name].label}: cosine {turned[name]}, entropy less by {shares[name]} of itself"
-        for name in turned
+        f"{style.label(name)}: cosine {turned[name]}, entropy less by {shares[name]} of itself" for name in turned
     )
     if "clamp33" in turned and turned["clamp33"].high < TURNS:
         status, lead = "holds", "The published clamp turns the gradient of the bonus."
@@ -127,7 +126,7 @@ def draw(df: Frame) -> Figure:
         for panel, column in ((axes[0, 0], "gap"), (axes[1, 0], "cosine")):
             records.draw_curve(panel, trained(own), column)
         for panel, column in ((axes[0, 1], "share"), (axes[1, 1], "cosine")):
-            panel.plot(own.full, own[column], "o", color=style.METHODS[name].colour, ms=2.4, mew=0, alpha=0.35)
+            panel.plot(own.full, own[column], "o", color=style.LOOKS[name].colour, ms=2.4, mew=0, alpha=0.35)
     _frame(axes, floored)
     style.legend_strip(figure, _handles(df))
     style.stamp(figure, records.STAMP)
@@ -162,7 +161,7 @@ def _against(panel: Axes, df: Frame) -> None:
 
 def _handles(df: Frame) -> list[Line2D]:
     handles = [
-        Line2D([], [], color=style.METHODS[name].colour, lw=2.4, label=style.METHODS[name].label)
+        Line2D([], [], color=style.LOOKS[name].colour, lw=2.4, label=style.label(name))
         for name in CLAMPED
         if name in set(df.method)
     ]

@@ -179,7 +179,7 @@ def draw(df: Frame) -> Figure:
 
 def _lines(panel: Axes, df: Frame, column: str) -> None:
     for name in SUPPORTS:
-        own, look = df[df.method == name].dropna(subset=[column]), style.METHODS[name]
+        own, look = df[df.method == name].dropna(subset=[column]), style.LOOKS[name]
         if own.empty:
             continue
         mean = own.groupby("setting")[column].mean()
@@ -190,8 +190,8 @@ def _lines(panel: Axes, df: Frame, column: str) -> None:
 def _accuracy(panel: Axes, df: Frame) -> None:
     plain = df[df.method == "none"]
     found = bootstrap_mean(plain.accuracy)
-    panel.axhspan(found.low, found.high, color=style.METHODS["none"].colour, alpha=0.22, lw=0)
-    panel.axhline(found.mean, color=style.METHODS["none"].colour, lw=1.5, ls=style.METHODS["none"].line)
+    panel.axhspan(found.low, found.high, color=style.LOOKS["none"].colour, alpha=0.22, lw=0)
+    panel.axhline(found.mean, color=style.LOOKS["none"].colour, lw=1.5, ls=style.LOOKS["none"].line)
     before = float(df.accuracy_before.mean())
     panel.axhline(before, color=style.SUBTLE, lw=1.1, ls=(0, (1, 2)))
     left = min(df[df.method != "none"].setting) / 1.3
@@ -215,7 +215,7 @@ def _entropy(panel: Axes, df: Frame) -> None:
 def _mass(panel: Axes, df: Frame) -> None:
     _lines(panel, df[df.method != "full"], "dropped")
     own = df[df.method == "full"]
-    look = style.METHODS["full"]
+    look = style.LOOKS["full"]
     least = own.full.map(least_tail)
     panel.plot(
         own.setting[least > 0] * SHIFT["full"], least[least > 0], "^", color=look.colour, ms=6, mfc="none", mew=1.3
@@ -231,22 +231,22 @@ def _handles(df: Frame) -> list[Line2D | Patch]:
         Line2D(
             [],
             [],
-            color=style.METHODS[n].colour,
+            color=style.LOOKS[n].colour,
             lw=1.7,
-            marker=style.METHODS[n].marker,
+            marker=style.LOOKS[n].marker,
             ms=4.5,
-            label=style.METHODS[n].label,
+            label=style.label(n),
         )
         for n in SUPPORTS
         if n in set(df.method)
     ]
     seeds = len(df[df.method == "none"])
-    handles.append(Patch(color=style.METHODS["none"].colour, alpha=0.4, label=f"plain GRPO, {records.counted(seeds)}"))
+    handles.append(Patch(color=style.LOOKS["none"].colour, alpha=0.4, label=f"plain GRPO, {records.counted(seeds)}"))
     handles.append(
         Line2D(
             [],
             [],
-            color=style.METHODS["full"].colour,
+            color=style.LOOKS["full"].colour,
             marker="^",
             mfc="none",
             ls="none",

@@ -17,12 +17,12 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
+from aent.methods import METHODS, Family
 from paper_figures import style
 from paper_figures.scale import Frame, Progress, Scale, silent
 from paper_figures.verdicts import Verdict
 from toymdp import suite
 from toymdp.compare import GAIN, Budget, Cell, compare, knob_effect, resolved, summarise
-from toymdp.methods import FIELD, METHODS
 from toymdp.training.config import Learner
 from toymdp.training.learners import train
 
@@ -48,18 +48,14 @@ CELLS = {  # setting -> title of its panel
     "tree-1e3-h2-n5": "2 tokens, 5 of 10³",
 }
 SMOKE = {"smoke-bandit": "needle: 1 of 20"}
+FIELD = tuple(name for name, one in METHODS.items() if one.reference and name not in ("none", "full"))
 ROWS = ("none", "full", "keep100", "keep100-band", *FIELD)
-FAMILIES: dict[str, tuple[str, tuple[str, ...]]] = {  # what a method changes -> (colour, methods)
-    "nothing": ("#8A8F98", ("none",)),
-    "pays an entropy bonus": (
-        "#D55E00", ("full", "aent", "keep100", "keep100-band", "aer", "skywork", "siren", "range", "tsallis"),
-    ),
-    "weighs or drops samples and tokens": (
-        "#1B7FC6",
-        ("entropic", "clip-cov", "kl-cov", "entropy-advantage", "qae", "repo-r", "entrocraft", "adrpo", "aepo", "era"),
-    ),
-    "moves the clip": ("#009E73", ("clip-higher", "ce-gppo", "erc", "espo")),
-}  # fmt: skip
+FAMILY_COLOURS = {
+    Family.NOTHING: "#8A8F98",
+    Family.BONUS: "#D55E00",
+    Family.WEIGHTS: "#1B7FC6",
+    Family.CLIP: "#009E73",
+}
 HELPS, HURTS = "#2E9C9C", "#CC79A7"
 
 
@@ -84,10 +80,9 @@ def costs(setting: str, steps: int, rounds: int) -> Frame:
     seconds = {name: np.empty(rounds + 1) for name in ROWS}
     for turn in range(rounds + 1):  # the first compiles
         for name in ROWS:
-            method, begin = METHODS[name], time.perf_counter()
-            knob = np.full(len(instances), method.strengths[2] if method.strengths else 0.0)
-            controller = method.controller(knob)
-            train(instances, learner, support=method.support, controller=controller, shaping=method.shaping, n_jobs=1)
+            begin, sweep = time.perf_counter(), METHODS[name].sweep
+            own = METHODS[name].at(np.full(len(instances), sweep.values[2] if sweep else 0.0))
+            train(instances, learner, support=own.support, controller=own.controller, shaping=own.shaping, n_jobs=1)
             seconds[name][turn] = time.perf_counter() - begin
     ratios = {name: float(np.median(own[1:] / seconds["none"][1:])) for name, own in seconds.items()}
     return pd.DataFrame({"method": list(ratios), "ratio": list(ratios.values()), "phase": "cost", "cell": setting})
@@ -140,7 +135,8 @@ def report_table(df: Frame) -> list[list[str]]:
         head += [CELLS.get(cell, cell), "P(beats none)", "area", "tuned to", "helps / hurts"]
     rows = [[*head, "entropy kept (nats)", "cost of a step"]]
     for name in ranking(lines):
-        row = [METHODS[name].label, METHODS[name].knob if METHODS[name].strengths else "learning rate only"]
+        sweep = METHODS[name].sweep
+        row = [METHODS[name].label, sweep.knob if sweep else "learning rate only"]
         for cell in cells:
             own = lines.loc[(cell, name)]
             helps, tried, hurts = knob_effect(df, cell, name)
@@ -191,20 +187,15 @@ def draw(df: Frame) -> Figure:
 
 
 def family_colour(method: str) -> str:
-    """Give the colour of the family that a method belongs to.
-
-    Raises:
-        ValueError: the method is in no family.
-    """
-    for colour, names in FAMILIES.values():
-        if method in names:
-            return colour
-    raise ValueError(f"{method}: add it to a family in {__name__}.FAMILIES ({', '.join(FAMILIES)})")
+    """Give the colour of the family that a method belongs to."""
+    return FAMILY_COLOURS[METHODS[method].family]
 
 
 def family_handles() -> list[Any]:
     """One entry of the legend per family."""
-    return [Line2D([], [], color=colour, marker="o", ls="none", label=label) for label, (colour, _) in FAMILIES.items()]
+    return [
+        Line2D([], [], color=colour, marker="o", ls="none", label=label) for label, colour in FAMILY_COLOURS.items()
+    ]
 
 
 def name_rows(axis: Axes, rows: dict[str, str], *, top: float) -> None:

@@ -13,12 +13,13 @@ from joblib import Parallel, delayed
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from aent.controllers import Dual, ProportionalIntegral
 from aent.entropy import DropLowest, Full, Support, TopK
+from aent.methods import COEFFICIENTS, METHODS, TARGETS, Family, Method, Sweep
 from paper_figures import style
 from paper_figures.scale import Frame, Progress, Scale, silent
 from paper_figures.verdicts import Verdict
 from toymdp.compare import Budget, Cell, resolved, summarise, tune_and_test
-from toymdp.methods import CONTROLLERS, METHODS, Method
 from toymdp.training.config import Learner
 
 TITLE = "Which ingredient does the work: the clamp or the controller?"
@@ -36,6 +37,19 @@ SUPPORTS: dict[str, Support] = {
     "drop 33%": DropLowest(0.33),
     "drop 90%": DropLowest(0.9),
     "keep 100": TopK(100),
+}
+LARGEST = max(COEFFICIENTS)
+CONTROLLERS: dict[str, Sweep | None] = {
+    **{
+        name: METHODS[method].sweep
+        for name, method in {"constant": "full", "band": "aent", "anchored": "aer", "bang-bang": "skywork"}.items()
+    },
+    "PI": Sweep(
+        "target",
+        TARGETS,
+        lambda s: ProportionalIntegral(s, proportional=0.1, integral=0.002, minimum=0.0, maximum=LARGEST),
+    ),
+    "dual": Sweep("target", TARGETS, lambda s: Dual(s, step_size=0.02, initial=0.1, minimum=0.001, maximum=LARGEST)),
 }
 GAIN = 0.05
 
@@ -65,8 +79,8 @@ def _controllers(support: str | None) -> tuple[str, ...]:
 def _pair(cell_name: str, cell: Cell, support: str | None, controller: str, budget: Budget) -> Frame:
     method = METHODS["none"]
     if support is not None:
-        knob, values, make = CONTROLLERS[controller]
-        method = Method(f"{support}, {controller}", SUPPORTS[support], make, values, knob=knob)
+        label, sweep = f"{support}, {controller}", CONTROLLERS[controller]
+        method = Method(label, "", Family.BONUS, support=SUPPORTS[support], sweep=sweep)
     labels = {"cell": cell_name, "support": support or "none", "controller": controller}
     return tune_and_test(cell, method, budget).assign(**labels, method=f"{support or 'none'} x {controller}")
 

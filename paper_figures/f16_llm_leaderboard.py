@@ -17,12 +17,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from aent.methods import METHODS
 from aent.stats import Estimate, holm, student_interval, student_p_value
 from paper_figures import records, style
 from paper_figures.f14_leaderboard import family_colour, family_handles, name_rows
 from paper_figures.scale import Frame, Progress, Scale, silent
 from paper_figures.verdicts import Verdict
-from toymdp.methods import METHODS
 
 TITLE = "Every method of the field in GRPO on a language model"
 CLAIM = """Methods published for entropy control learn better than plain GRPO on a language model (each paper claims it

@@ -196,7 +196,7 @@ def _look(bonus: str) -> dict:
 
 
 def _colour(bonus: str) -> str:
-    return style.METHODS["keep100" if bonus == "clamped" else bonus].colour
+    return style.LOOKS["keep100" if bonus == "clamped" else bonus].colour
 
 
 def _bars(panel: Axes, rows: Frame, shift: float, bonus: str) -> None:

@@ -169,7 +169,7 @@ def draw(df: Frame) -> Figure:
         for axis in axes[row, :3]:
             axis.set_xlabel("step" if row == len(names) - 1 else "")
     handles: list[Any] = [
-        Line2D([], [], color=style.METHODS[m].colour, linestyle=style.METHODS[m].line, label=_label(m)) for m in METHODS
+        Line2D([], [], color=style.LOOKS[m].colour, linestyle=style.LOOKS[m].line, label=_label(m)) for m in METHODS
     ]
     handles.append(Patch(facecolor="none", edgecolor=style.SUBTLE, label="paper's value"))
     style.legend_strip(figure, handles)
@@ -177,21 +177,19 @@ def draw(df: Frame) -> Figure:
 
 
 def _label(method: str) -> str:
-    return "clamped, head kept" if method == "keep100" else style.METHODS[method].label
+    return "clamped, head kept" if method == "keep100" else style.label(method)
 
 
 def _curves(axis: Any, part: Frame, optimal: int) -> None:
     last = part["step"].max()
     for method, own in part.groupby("method", sort=False):
-        look = style.METHODS[str(method)]
+        look = style.LOOKS[str(method)]
         table = own.pivot(index="step", columns="seed", values="value")
         found = bootstrap_mean(table.to_numpy().T, draws=400)
         style.band(axis, table.index, found.low, found.high, look.colour)
         axis.plot(table.index, found.mean, color=look.colour, linestyle=look.line)
     for value, method in zip(PAPER_FINAL[optimal], ("none", "full", "keep100"), strict=True):
-        axis.plot(
-            [1.0 * last, 1.1 * last], [value, value], color=style.METHODS[method].colour, linewidth=2.6, alpha=0.75
-        )
+        axis.plot([1.0 * last, 1.1 * last], [value, value], color=style.LOOKS[method].colour, linewidth=2.6, alpha=0.75)
     axis.set(ylim=(-0.04, 1.04), xlim=(0, 1.1 * last), title=f"{optimal} optimal" if optimal > 1 else "1 optimal")
 
 
@@ -215,7 +213,7 @@ def _bars(axis: Any, part: Frame) -> None:
     for i, optimal in enumerate(OPTIMA):
         for j, method in enumerate(METHODS[1:]):
             line = table[(table["optimal"] == optimal) & (table["method"] == method)].iloc[0]
-            x, colour = i + 0.27 * (j - 1), style.METHODS[method].colour
+            x, colour = i + 0.27 * (j - 1), style.LOOKS[method].colour
             axis.bar(x, line["gain"], width=0.24, color=colour)
             axis.plot([x, x], [line["low"], line["high"]], color=style.INK, linewidth=0.9)
             published = {"full": PAPER_GAIN[optimal][0], "keep100": PAPER_GAIN[optimal][1]}.get(method)

@@ -16,13 +16,12 @@ from joblib import Parallel, delayed
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from aent.methods import COEFFICIENTS, METHODS
 from aent.stats import bootstrap_mean
 from paper_figures import style
 from paper_figures.scale import Frame, Progress, Scale, silent
 from paper_figures.verdicts import Verdict
 from toymdp.compare import Budget, Cell, best_setting, evaluate, resolved, summarise, window
-from toymdp.methods import STRENGTHS
-from toymdp.methods import SUPPORTS as METHODS
 from toymdp.training.config import Learner
 
 TITLE = "Tuned fairly, who wins where?"
@@ -43,7 +42,7 @@ ALT = (
 
 SWEEP = (0.01, 0.02, 0.035, 0.05, 0.07, 0.1, 0.14, 0.2, 0.28, 0.4, 0.56, 0.8)
 SWEPT = ("full", "clamp40", "clamp90", "keep100")
-ALL = tuple(METHODS)
+ALL = ("none", "full", "clamp40", "clamp90", "keep100", "full-band", "keep100-band")
 FEW = ("none", "full", "clamp40", "keep100")
 
 
@@ -160,7 +159,7 @@ def _pair(row: Row, name: str, scale: Scale) -> Frame:
 def report_table(df: Frame) -> list[list[str]]:
     """The tuned value of every method in every cell: value [95% interval] at its coefficient or band."""
     summary = summarise(df).set_index(["cell", "method"])
-    names = [name for name in METHODS if name in set(df["method"])]
+    names = [name for name in ALL if name in set(df["method"])]
     rows = [["cell", *(METHODS[name].label for name in names)]]
     for cell in dict.fromkeys(df["cell"]):
         own = summary.loc[cell]
@@ -191,13 +190,13 @@ def draw(df: Frame) -> Figure:
     for axis, cell in zip(axes[1], swept, strict=True):
         _sweep(axis, df[(df["cell"] == cell) & (df["phase"] == "sweep")], cell)
     axes[1, 0].set_ylabel("final value")
-    used = [name for name in METHODS if name in set(df["method"])]
+    used = [name for name in ALL if name in set(df["method"])]
     handles = [
         Line2D(
             [],
             [],
-            color=style.METHODS[n].colour,
-            marker=style.METHODS[n].marker,
+            color=style.LOOKS[n].colour,
+            marker=style.LOOKS[n].marker,
             linestyle="none",
             label=METHODS[n].label,
         )
@@ -208,9 +207,9 @@ def draw(df: Frame) -> Figure:
 
 
 def _dots(axis: Any, summary: Frame, cells: list[str]) -> None:
-    names = [name for name in METHODS if name in set(summary["method"])]
+    names = [name for name in ALL if name in set(summary["method"])]
     for line in summary.to_dict("records"):
-        look = style.METHODS[line["method"]]
+        look = style.LOOKS[line["method"]]
         y = cells.index(line["cell"]) + 0.78 * (names.index(line["method"]) / max(1, len(names) - 1) - 0.5)
         axis.plot([line["low"], line["high"]], [y, y], color=look.colour, linewidth=1.6, solid_capstyle="butt")
         axis.plot(line["final"], y, color=look.colour, marker=look.marker, markersize=4.6)
@@ -221,7 +220,7 @@ def _dots(axis: Any, summary: Frame, cells: list[str]) -> None:
 
 def _sweep(axis: Any, sweep: Frame, cell: str) -> None:
     for i, (name, part) in enumerate(sweep.groupby("method", sort=False)):
-        look = style.METHODS[str(name)]
+        look = style.LOOKS[str(name)]
         points = part.groupby("strength")["final"]
         x = np.array(list(points.groups), dtype=float)
         found = [bootstrap_mean(values, draws=400) for _, values in points]
@@ -255,7 +254,7 @@ def verdict(df: Frame) -> Verdict:
         f"Tuned fairly, keeping 100 tokens beats the full bonus (by more than .05, and its interval is above) in "
         f"{len(wins)} of {len(cells)} cells ({'; '.join(wins) or 'none'}) and loses in {len(losses)} "
         f"({'; '.join(losses) or 'none'}). The full bonus is tuned to the weakest coefficient of the grid in "
-        f"{sum(summary.loc[(cell, 'full'), 'strength'] == min(STRENGTHS) for cell in cells)} cells."
+        f"{sum(summary.loc[(cell, 'full'), 'strength'] == min(COEFFICIENTS) for cell in cells)} cells."
     ]
     for cell, part in df[df["phase"] == "sweep"].groupby("cell", sort=False):
         top = part[part["strength"] == part["strength"].max()].groupby("method")["entropy"].mean()

@@ -187,7 +187,7 @@ def _cut(panel: Axes, df: Frame) -> None:
     panel.axhline(DECOY_VALUE, color=style.SUBTLE, lw=0.9, ls=(0, (1, 2)))
     style.note(panel, 0.35, DECOY_VALUE + 0.02, "decoy", ha="right", fontsize=7.5, color=style.SUBTLE)
     for support in SUPPORTS:
-        own, colour = df[df.support == support], style.METHODS[support].colour
+        own, colour = df[df.support == support], style.LOOKS[support].colour
         curve = own[own.kind == "theory"].sort_values("coefficient")
         panel.plot(curve.coefficient, curve.value, color=colour)
         for optimiser, fill in (("adam", colour), ("sgd", style.PAPER)):
@@ -199,7 +199,7 @@ def _cut(panel: Axes, df: Frame) -> None:
     panel.set_yticks([0, 0.25, 0.5, 0.75, 1])
     panel.minorticks_off()
     grey = style.SUBTLE
-    handles = [Line2D([], [], color=style.METHODS[s].colour, label=style.METHODS[s].label) for s in SUPPORTS]
+    handles = [Line2D([], [], color=style.LOOKS[s].colour, label=style.label(s)) for s in SUPPORTS]
     handles += [
         Line2D([], [], color=grey, label="closed form"),
         Line2D([], [], color=grey, marker="o", ls="none", label="Adam"),

@@ -42,7 +42,7 @@ SOURCES = {
     "random policy": ("#8A8F98", "o"),
     "collapsed policy": ("#CC79A7", "v"),
     "training, no bonus": ("#E69F00", "s"),
-    "training, full bonus": (style.METHODS["full"].colour, "o"),
+    "training, full bonus": (style.LOOKS["full"].colour, "o"),
 }
 COEFFICIENT = 0.05  # of the sparse trees' bonus: inside its window at |A| = 10^4 (see F4)
 
@@ -166,7 +166,7 @@ def _scatter(panel: Axes, df: Frame) -> None:
         panel.plot(own.entropy, own["norm"], marker, color=colour, ms=2.6, mew=0, alpha=0.6, rasterized=True)
     equality, lone = (df[df.source == name].iloc[0] for name in ("equality", "converse"))
     panel.plot(equality.entropy, equality["norm"], "D", color=style.INK, ms=6)
-    panel.plot(lone.entropy, lone["norm"], "*", color=style.METHODS["keep100"].colour, ms=13)
+    panel.plot(lone.entropy, lone["norm"], "*", color=style.LOOKS["keep100"].colour, ms=13)
     style.note(
         panel, 1.7e-5, 4.6e-5, "2 R H (published)", rotation=_slope(panel), rotation_mode="anchor", color=style.SUBTLE
     )

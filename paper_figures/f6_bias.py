@@ -148,7 +148,7 @@ def draw(df: Frame) -> Figure:
     axes[0, 0].set_ylabel("optimality gap V* - V")
     style.note(axes[0, 0], 0.0105, 1.15, "everything lost", fontsize=7.5, color=style.SUBTLE)
     style.powers_of_ten(axes[0, 1].xaxis)
-    colours = [Line2D([], [], color=style.METHODS[s].colour, lw=2.6, label=style.METHODS[s].label) for s in SUPPORTS]
+    colours = [Line2D([], [], color=style.LOOKS[s].colour, lw=2.6, label=style.label(s)) for s in SUPPORTS]
     kinds = [
         Line2D([], [], color=style.SUBTLE, lw=2.6, label="measured"),
         Line2D([], [], color=style.SUBTLE, ls="none", marker="x", ms=5, label="measured, worst reward"),
@@ -160,7 +160,7 @@ def draw(df: Frame) -> Figure:
 
 
 def _curves(panel: Axes, own: Frame, support: str) -> None:
-    colour = style.METHODS[support].colour
+    colour = style.LOOKS[support].colour
     marker = "o" if len(own) < 12 else None  # whole horizons only
     panel.plot(own.x, own.gap.clip(lower=FLOOR / 1e3), color=colour, lw=2.4, marker=marker, ms=4)
     if support == "clamp40":  # its bounds lie on top of the full ones

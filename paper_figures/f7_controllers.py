@@ -173,7 +173,7 @@ def verdict(df: Frame) -> Verdict:
     fixed = float(value["Constant", support])
     prefix = (
         f"Adaptive rules hold the entropy better, but the policy keeps learning only with this support: "
-        f"{style.METHODS[support].label} (where the constant ends at {fixed:.2f}). "
+        f"{style.label(support)} (where the constant ends at {fixed:.2f}). "
     )
     return Verdict("holds only if", prefix + sentence)
 
@@ -201,7 +201,7 @@ def draw(df: Frame) -> Figure:
         for column in range(4):
             if column and (row < 2 or column < 3):
                 axes[row, column].tick_params(labelleft=False)
-    handles: list[Any] = [Line2D([], [], color=style.METHODS[s].colour, label=style.METHODS[s].label) for s in SUPPORTS]
+    handles: list[Any] = [Line2D([], [], color=style.LOOKS[s].colour, label=style.label(s)) for s in SUPPORTS]
     handles.append(Patch(color=style.SUBTLE, alpha=0.18, label="band .4 to .8 nats"))
     style.legend_strip(figure, handles)
     return figure
@@ -212,7 +212,7 @@ def _toy_panels(pair: tuple[Axes, Axes], own: Frame, name: str, values: dict[str
     top.set_title(name)
     top.axhspan(LOW, HIGH, color=style.SUBTLE, alpha=0.18, lw=0)
     for line, support in enumerate(SUPPORTS):
-        colour = style.METHODS[support].colour
+        colour = style.LOOKS[support].colour
         for panel, column in ((top, "entropy"), (bottom, "coefficient")):
             spread = own[own.support == support].groupby("step")[column].quantile([0.25, 0.5, 0.75]).unstack()
             panel.plot(spread.index, spread[0.5], color=colour, lw=1.5)

@@ -96,8 +96,8 @@ def draw(df: Frame) -> Figure:
         part = df[df["panel"] == panel]
         for name, (_, look, marker) in SERIES.items():
             own = part[part["series"] == name]
-            axis.plot(own["x"], own["microseconds"], color=style.METHODS[look].colour, marker=marker)
-        for name, colour in (("sgd", style.METHODS["full"].colour), ("adam", style.SUBTLE)):
+            axis.plot(own["x"], own["microseconds"], color=style.LOOKS[look].colour, marker=marker)
+        for name, colour in (("sgd", style.LOOKS["full"].colour), ("adam", style.SUBTLE)):
             own = part[part["series"] == name]
             axis.plot(own["x"], own["floor"], color=colour, linestyle="--", linewidth=1.1)
         axis.set(xscale="log", yscale="log")
@@ -111,7 +111,7 @@ def draw(df: Frame) -> Figure:
         axis.set_xticks(ticks, [str(tick) for tick in ticks])
         axis.minorticks_off()
     handles: list[Any] = [
-        Line2D([], [], color=style.METHODS[look].colour, marker=marker, label=label)
+        Line2D([], [], color=style.LOOKS[look].colour, marker=marker, label=label)
         for label, look, marker in SERIES.values()
     ]
     handles.append(Line2D([], [], color=style.SHARP, marker="P", label="lumped (Adam, exact)"))

@@ -77,7 +77,7 @@ def results(path: Path | None = None) -> Frame:
 
 
 def label_columns(run: Mapping[str, Any]) -> dict[str, Any]:
-    """Stage, method (a key of ``style.METHODS``), rule, setting (the coefficient given), band, box and seed of a run.
+    """Stage, method (a key of ``style.LOOKS``), rule, setting (the coefficient given), band, box and seed of a run.
 
     Raises:
         ValueError: a support that has no look.
@@ -99,8 +99,10 @@ def _method(support: Mapping[str, Any]) -> str:
         "top_k": lambda: f"keep{support['k']}",
     }
     name = names[support["type"]]() if support["type"] in names else support["type"]
-    if name not in style.METHODS:
-        raise ValueError(f"support {dict(support)} has no colour: add {name!r} to paper_figures.style.METHODS")
+    if name not in style.LOOKS:
+        raise ValueError(
+            f"support {dict(support)} has no look: add {name!r} to LOOKS and LABELS of paper_figures.style"
+        )
     return name
 
 
@@ -166,8 +168,8 @@ def counted(number: int, word: str = "seed") -> str:
 
 
 def draw_curve(panel: Any, own: Frame, column: str, *, smooth: int = 1, **look: Any) -> None:
-    """Single runs faint, their mean strong, its interval shaded; colour, line and label from ``style.METHODS``."""
-    method = style.METHODS[str(own.method.iloc[0])]
+    """Single runs faint, their mean strong, its interval shaded; colour, line and label from ``style.LOOKS``."""
+    method = style.LOOKS[str(own.method.iloc[0])]
     table = per_seed(own, column, smooth=smooth)
     for run in table:
         panel.plot(table.index, table[run], color=method.colour, lw=0.7, alpha=0.28, zorder=1.5)

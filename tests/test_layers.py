@@ -23,8 +23,10 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-LAZY = {file: {"<decided at run time>"} for file in ("aent/registry.py", "llm/aent_llm/data/rewards.py")}
-LAZY["aent/stats.py"] = {"scipy"}  # of Student's distribution alone; whoever calls it declares scipy
+LAZY = {
+    "aent/registry.py": {"<decided at run time>"},
+    "aent/stats.py": {"scipy"},  # of Student's distribution alone; whoever calls it declares scipy
+}
 MATPLOTLIB = {"matplotlib", "cycler", "PIL"}  # colour cycles cannot be set without its own cycler; Pillow comes with it
 OWN = {"aent/plots.py": MATPLOTLIB}  # what a single file may import at its top: nothing else in aent imports plots
 # ruamel.yaml's package; vLLM is one of two extras, imported inside functions; the next two come with datasets, one with
@@ -37,7 +39,6 @@ ROOMS = {  # from the ground up: rooms and single files; one may import those in
         {"families"},
         {"suite"},
         {"theory", "training", "envs"},
-        {"methods"},
         {"compare"},
         {"__main__"},
     ],

@@ -259,7 +259,7 @@ BAD = """
 from dataclasses import dataclass
 from aent.controllers import Controller
 from aent.entropy import SUPPORTS, Support
-from aent.methods import METHODS, Method
+from aent.methods import METHODS, Family, Method
 
 def told(function, *given):
     try:
@@ -274,5 +274,5 @@ told(Controller.registry.read, "my_rules:MinP", "entropy_controller")
 told(METHODS.find, "my_rules:MinP")
 told(SUPPORTS.read, {"type": "my_rules:MinP", "shares": 0.1}, "entropy_support")
 told(lambda: type("MinP", (Support,), {"__qualname__": "MinP", "__module__": "__main__"}))
-told(METHODS.__setitem__, "aent", Method("x", "y"))
+told(METHODS.__setitem__, "aent", Method("x", "y", Family.BONUS))
 """

@@ -8,6 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from aent.controllers import Constant
+from aent.entropy import Full
+from aent.methods import METHODS
+from aent.shaping import Shaping
+from pages import read, section
+
 ROOT = Path(__file__).parent.parent
 SYMBOL = re.compile(r"`((?:aent|toymdp|paper_figures|aent_llm)(?:\.\w+)+)`")
 FILE = re.compile(r"`((?:aent|toymdp|paper_figures|llm|tests)/[\w/]+\.py)(?:::(\w+))?`")
@@ -76,15 +82,32 @@ def test_every_proposition_is_on_the_page(page: str) -> None:
     assert {function.__name__ for function in propositions} - controls_only <= named
 
 
-def test_every_method_is_on_the_page(page: str) -> None:
-    """Its paper by number, and its shaping rule and controller by symbol."""
-    named, methods = set(SYMBOL.findall(page)), importlib.import_module("aent.methods").METHODS
-    parts = [part for method in methods.values() for part in (method.shaping, method.controller, method.support)]
-    symbols = {f"{type(part).__module__}.{type(part).__name__}" for part in parts}
-    assert symbols - named - {"aent.entropy.Full"} == set()
-    papers = {number for method in methods.values() for number in re.findall(r"\d{4}\.\d{5}", method.reference)}
-    assert len(papers) > 15
-    assert {number for number in papers if number not in page} == set()
+def test_the_tables_of_methods_are_those_of_the_code(page: str) -> None:
+    """PAPER.md: label, reference, parts, and "same" where nothing is assumed. docs/methods.md: names and knobs."""
+    guide, rows = read("docs/methods.md"), table(section("Methods of other papers", page))
+    knobs = {row[0]: row[1] for row in table(guide)}
+    for name, method in METHODS.items():
+        sweep = method.sweep
+        if method.reference or method.label in knobs:
+            knob = knobs.pop(name if method.reference else method.label)
+            assert knob == (sweep.knob if sweep else "learning rate"), name
+        if not method.reference or "2509.03493" in method.reference:  # the paper's own are in the tables above
+            continue
+        (row,) = [row for row in rows if row[0] in (f"{method.label}, {method.reference}", method.reference)]
+        rows.remove(row)
+        parts = {type(part) for part in (method.shaping, method.controller, method.support)}
+        symbols = {f"{part.__module__}.{part.__name__}" for part in parts - {Shaping, Constant, Full}}
+        assert symbols <= set(SYMBOL.findall(row[2])), row
+        assert (row[-1] == "same") == (not method.assumptions), row
+    assert rows == []
+    assert knobs == {}
+    assert re.findall(r"^\*\*([\w-]+)[.*]", guide, re.MULTILINE) == [n for n, one in METHODS.items() if one.reference]
+
+
+def table(text: str) -> list[list[str]]:
+    """Cells of the rows of a table, without its head."""
+    lines = [line for line in text.splitlines() if line.startswith("| ")][1:]
+    return [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines]
 
 
 def test_every_figure_module_is_on_the_page(page: str) -> None:

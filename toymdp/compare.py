@@ -1,7 +1,7 @@
 """No / full / clamped / adaptive bonuses and the other methods of the field on the suite, tuned with the same budget.
 
-A comparison is a list of cells (a setting of the suite and a learner) times a list of methods (``methods.py``: a
-support, a coefficient rule and a shaping rule). Each method gets the same number of settings (strength x learning rate)
+A comparison is a list of cells (a setting of the suite and a learner) times a list of methods (``aent.methods``:
+a support, a controller and a shaping rule). Each method gets the same number of settings (strength x learning rate)
 and the same tuning seeds; the best by mean final value is then run on test seeds that were not used for tuning. Judge
 the *end* of a run: a full bonus can first rise and then explode, and the peak hides it; both are recorded.
 
@@ -31,14 +31,16 @@ from joblib import Parallel, delayed
 from tqdm.auto import tqdm
 
 from aent.cli import KILLED, BrokenOff, positive_number, whole_number, workers
+from aent.entropy import Tsallis
+from aent.methods import METHODS, Method
 from aent.runs import Run, locked, read_run
 from aent.stats import bootstrap, interquartile_mean
 from toymdp import suite
-from toymdp.methods import METHODS, STRENGTHS, Method
 from toymdp.training.config import Learner
 from toymdp.training.learners import train
 
 Frame = Any  # a pandas DataFrame; pandas ships no types
+KNOB_VALUES = 7  # that every method of ``aent.methods`` with a knob is tuned over
 
 
 @dataclass(frozen=True)
@@ -52,11 +54,11 @@ class Cell:
     def settings(self, method: Method) -> list[tuple[float, float]]:
         """(strength, learning rate) pairs to tune over: as many for every method.
 
-        Without a bonus the whole budget goes to learning rates, from a third of the lowest to three times the highest.
+        Without a knob the whole budget goes to learning rates, from a third of the lowest to three times the highest.
         """
-        if method.strengths:
-            return list(product(method.strengths, self.rates))
-        budget = len(STRENGTHS) * len(self.rates)
+        if method.sweep is not None:
+            return list(product(method.sweep.values, self.rates))
+        budget = KNOB_VALUES * len(self.rates)
         return [(0.0, rate) for rate in np.geomspace(min(self.rates) / 3, 3 * max(self.rates), budget)]
 
 
@@ -91,12 +93,13 @@ def evaluate(
     made = {seed: suite.make(cell.setting, seed) for seed in seeds}
     runs = [(strength, rate, seed) for (strength, rate), seed in product(settings, seeds)]
     strength, rate, seed = (np.array(column) for column in zip(*runs, strict=True))
+    tuned = method.at(strength)
     history = train(
         [made[s] for s in seed],
         replace(cell.learner, learning_rate=rate),
-        support=method.support,
-        controller=method.controller(strength),
-        shaping=method.shaping,
+        support=tuned.support,
+        controller=tuned.controller,
+        shaping=tuned.shaping,
         seeds=[int(s) for s in seed],
         n_jobs=n_jobs,
     )
@@ -347,10 +350,15 @@ def _wanted(asked: list[str], gradient: str) -> list[str]:
         raise ValueError("--methods: 'all' stands alone; leave it or the other names out")
     names = list(METHODS) if asked == ["all"] else [METHODS.find(name)[0] for name in asked]
     _check_repeats("--methods", names)
-    need = [name for name in names if METHODS[name].needs_samples] if gradient == "exact" else []
+    need = [name for name in names if _needs_samples(METHODS[name])] if gradient == "exact" else []
     if need and asked != ["all"]:
         raise ValueError(f"{', '.join(need)}: these weigh sampled tokens; leave them out or use --gradient sampled")
     return [name for name in names if name not in need]
+
+
+def _needs_samples(method: Method) -> bool:
+    """Whether exact gradients cannot serve it."""
+    return not method.shaping.is_plain or isinstance(method.support, Tsallis)
 
 
 def _check_repeats(flag: str, values: Sequence[Any]) -> None:
@@ -498,7 +506,7 @@ def _print(rows: Frame, scale: str) -> None:
     compared = set(rows["cell"][rows["method"] == "none"])
     for line in summarise(rows).to_dict("records"):
         cell, method, forgives = line["cell"], line["method"], ""
-        if METHODS[method].strengths and cell in compared:
+        if METHODS[method].sweep and cell in compared:
             helps, tried, hurts = knob_effect(rows, cell, method)
             forgives = f"{helps} / {hurts} of {tried}"
         table.add_row(

@@ -38,7 +38,7 @@ from aent.names import suggest
 
 __all__ = [
     "COLDEST", "Block", "Count", "NaturalNumber", "NonNegative", "Places", "Positive", "Seed", "Share", "Temperature",
-    "Text", "block", "check_fields", "describe", "narrowed", "parse_yaml", "read_yaml", "setting", "short",
+    "Text", "block", "convert_fields", "describe", "narrowed", "parse_yaml", "read_yaml", "setting", "short",
 ]  # fmt: skip
 
 Count = Annotated[int, Field(ge=1)]
@@ -400,7 +400,7 @@ def narrowed(cls: type, changed: Mapping[str, Any]) -> Block:
     return Block({name: settings_of(cls)[name]._replace(kind=kind) for name, kind in kinds.items() if kind is not None})
 
 
-def check_fields(instance: Any, name: str = "", settings: Block | None = None) -> None:
+def convert_fields(instance: Any, name: str = "", settings: Block | None = None) -> None:
     """Convert the fields of a dataclass by their types, in place; ``name`` stands before each in messages.
 
     Raises:

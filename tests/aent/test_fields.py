@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from aent.controllers import Anchored, Band, Constant, Controller, Dual, Schedule, Switch
-from aent.fields import check_fields, is_finite_number, is_for_numbers, is_whole_number, is_within
+from aent.fields import check_numbers, is_finite_number, is_for_numbers, is_whole_number, is_within
 from aent.methods import METHODS
 from aent.shaping import (
     ClipCovariance,
@@ -86,7 +86,7 @@ import json, sys
 import numpy as np
 from aent.controllers import Controller
 from aent.entropy import DropLowest, Nucleus, TopK, support_to_dict
-from aent.methods import METHODS, Method
+from aent.methods import METHODS, Family, Method
 from aent.shaping import PeakBonus, Shaping
 
 import dataclasses
@@ -121,7 +121,7 @@ for part, wrongs in (
 ):
     for wrong in wrongs:
         try:
-            Method("mine", "me", **{part: wrong})
+            Method("mine", "me", Family.BONUS, **{part: wrong})
         except ValueError as error:
             assert f"Method('mine'): {part} must be an object such as" in str(error), error
             continue
@@ -270,10 +270,10 @@ def test_arrays_are_numbers_of_controllers_alone() -> None:
         share: "float | np.ndarray"
 
     with pytest.raises(ValueError, match=r"Rule\(share=array\(.*\)\): share must be a finite number"):
-        check_fields(Rule(np.array([0.5])))
-    check_fields(Rule(np.array([0.5, 1.0])), arrays=True)
+        check_numbers(Rule(np.array([0.5])))
+    check_numbers(Rule(np.array([0.5, 1.0])), arrays=True)
     with pytest.raises(ValueError, match="share must be a finite number"):
-        check_fields(Rule(np.array([0.5, math.inf])), arrays=True)
+        check_numbers(Rule(np.array([0.5, math.inf])), arrays=True)
 
 
 def test_which_fields_are_for_numbers() -> None:

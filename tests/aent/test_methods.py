@@ -1,17 +1,19 @@
 """The table of methods: every one of the field, with its published numbers."""
 
 import ast
+import dataclasses
 import importlib.util
 import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from aent.controllers import BangBang, controller_from_dict
-from aent.entropy import DropLowest, Full, Nucleus, Tsallis
-from aent.methods import METHODS, method
-from aent.shaping import Shaping, shaping_from_dict
+from aent.controllers import BangBang, Constant, controller_from_dict
+from aent.entropy import DropLowest, Full, Nucleus, TopK, Tsallis
+from aent.methods import METHODS, Family, Method, Sweep, method
+from aent.shaping import LogitScaling, Shaping, shaping_from_dict
 
 PUBLISHED: dict[str, dict] = {  # typed from the papers, their configuration files and code; see PAPER.md
     "none": {"coefficient": 0.0},
@@ -60,7 +62,11 @@ NOT_ALL_PUBLIC = {
 }  # fmt: skip
 
 SUPPORTS = {"aent": DropLowest(0.33), "siren": Nucleus(0.8), "tsallis": Tsallis()}
-BONUS = {"none", "full", "aent", "aer", "skywork", "siren", "range", "tsallis"}
+OURS = {
+    "clamp40": DropLowest(0.4), "clamp90": DropLowest(0.9), "keep100": TopK(100), "full-band": Full(),
+    "keep100-band": TopK(100),
+}  # fmt: skip
+BONUS = {"full", "aent", "aer", "skywork", "siren", "range", "tsallis", *OURS}
 
 
 def numbers(name: str) -> dict:
@@ -71,8 +77,9 @@ def numbers(name: str) -> dict:
 
 
 def test_every_method_of_the_field_is_there():
-    assert set(METHODS) == set(PUBLISHED) == set(ARXIV)
-    assert len(METHODS) == 22
+    assert {name for name, one in METHODS.items() if one.reference} == set(PUBLISHED) == set(ARXIV)
+    assert len(PUBLISHED) == 22
+    assert set(METHODS) - set(PUBLISHED) == set(OURS)
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -94,18 +101,55 @@ def test_references_and_what_is_ours(name):
     found = METHODS[name]
     assert re.findall(r"arXiv (\d{4}\.\d{5})", found.reference) == [ARXIV[name]]
     assert found.label
-    assert NOT_ALL_PUBLIC.get(name, "") in found.reading
-    assert bool(found.reading) == (name in NOT_ALL_PUBLIC)
+    assert NOT_ALL_PUBLIC.get(name, "") in found.assumptions
+    assert bool(found.assumptions) == (name in NOT_ALL_PUBLIC)
 
 
-def test_a_number_of_ours_is_the_one_that_the_reading_names():
+def test_a_number_of_ours_is_the_one_that_the_assumptions_name():
     found = METHODS["entrocraft"]
-    assert f"({found.controller.to_dict()['steps']} phases) is ours" in found.reading
+    assert f"({found.controller.to_dict()['steps']} phases) is ours" in found.assumptions
 
 
 def test_every_shaping_rule_is_some_methods_rule_and_moves_what_it_says():
     assert {type(found.shaping) for found in METHODS.values()} == set(Shaping.registry.values())
-    assert {name for name in METHODS if METHODS[name].shaping.pays_bonus} == BONUS
+    assert {name for name in METHODS if METHODS[name].shaping.pays_bonus} == {"none", *BONUS}
+
+
+def test_what_pays_a_bonus_is_in_its_family_and_nothing_else_is():
+    assert {name for name in METHODS if METHODS[name].family is Family.BONUS} == BONUS
+    assert [name for name in METHODS if METHODS[name].family is Family.NOTHING] == ["none"]
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_our_own_arms_are_a_support_with_the_controller_of_the_full_bonus_or_of_aent(name):
+    found, like = METHODS[name], METHODS["aent" if name.endswith("-band") else "full"]
+    assert (found.support, found.shaping, found.sweep) == (OURS[name], Shaping(), like.sweep)
+    assert type(found.controller) is type(like.controller)
+    assert min(np.atleast_1d(found.controller.init().coefficient)) > 0  # the trainer takes it as it is
+
+
+def test_the_knob_moves_the_controller_and_nothing_else():
+    knob = np.array([0.1, 0.2])
+    tuned = METHODS["clip-cov"].at(knob)
+    np.testing.assert_array_equal(tuned.controller.init().coefficient, knob)
+    assert dataclasses.replace(tuned, controller=METHODS["clip-cov"].controller) == METHODS["clip-cov"]
+    assert METHODS["none"].at(knob) is METHODS["none"]
+    assert METHODS["era"].at(knob).shaping == LogitScaling(upper=6.0)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Sweep("knob", (0.1,), Constant(0.1)), "controller must be a function from values of the knob"),
+        (lambda: Sweep("knob", (), Constant), r"values must be numbers, e.g. \(0.01, 0.1\), got \(\)"),
+        (lambda: Sweep("knob", (0.1, "x"), Constant), "values must be numbers"),
+        (lambda: Method("mine", "me", Constant(0.1)), "family must be one of Family.NOTHING, Family.BONUS"),
+        (lambda: Method("mine", "me", Family.BONUS, sweep=Constant), "sweep must be an object such as Sweep"),
+    ],
+)
+def test_what_is_no_method_is_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
 
 
 @pytest.mark.parametrize("name", METHODS)

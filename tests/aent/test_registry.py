@@ -12,7 +12,7 @@ import pytest
 from aent import entropy as entropies
 from aent.controllers import Constant, Controller, State, controller_from_dict
 from aent.entropy import DropLowest, Full, Nucleus, Support, TopK, Tsallis, support_from_dict, support_to_dict
-from aent.methods import METHODS, Method, method, method_name
+from aent.methods import METHODS, Family, Method, method, method_name
 from aent.names import suggest
 from aent.registry import Registry
 from aent.shaping import PeakBonus, Shaping, shaping_from_dict
@@ -205,7 +205,10 @@ def methods(monkeypatch: pytest.MonkeyPatch) -> Registry:
 
 
 def test_a_method_of_ones_own_has_a_name_and_may_be_set_again(methods: Registry, my_rules: Any) -> None:
-    first, again = Method("Mine", "me", Constant(0.1)), Method("Mine, better", "me", Constant(0.2))
+    first, again = (
+        Method("Mine", "me", Family.BONUS, Constant(0.1)),
+        Method("Mine, better", "me", Family.BONUS, Constant(0.2)),
+    )
     methods["my-own"] = first
     assert methods["my_own"] is methods["my_rules:my-own"] is first  # the module has registered it
     methods["my-own"] = again
@@ -217,10 +220,10 @@ def test_a_method_of_ones_own_has_a_name_and_may_be_set_again(methods: Registry,
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("aent", Method("x", "y"), "the method 'aent' is part of this package and stays"),
-        ("Clip_Cov", Method("x", "y"), "the method 'clip-cov' is part"),
-        ("a:b", Method("x", "y"), "method name 'a:b'"),
-        ("", Method("x", "y"), "method name ''"),
+        ("aent", Method("x", "y", Family.BONUS), "the method 'aent' is part of this package and stays"),
+        ("Clip_Cov", Method("x", "y", Family.BONUS), "the method 'clip-cov' is part"),
+        ("a:b", Method("x", "y", Family.BONUS), "method name 'a:b'"),
+        ("", Method("x", "y", Family.BONUS), "method name ''"),
         ("mine", Constant(0.1), "method 'mine': expected an aent.methods.Method, got Constant"),
     ],
 )

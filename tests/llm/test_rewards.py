@@ -397,7 +397,7 @@ def test_dotted_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert reward_function(path)(["ab", ""], ["", ""]) == [2.0, 0.0]
     with pytest.raises(ValueError, match="did you mean 'length'"):
         reward_function("my_rewards_of_test.lenght")
-    with pytest.raises(ValueError, match=r"is a int, expected a function"):
+    with pytest.raises(ValueError, match=r"expected a function f\(completions, answer, \*\*kwargs\), got 3"):
         reward_function("my_rewards_of_test:weight")
     with pytest.raises(ValueError, match=r"\(completions, answer\), which does not take TRL's call"):
         reward_function("my_rewards_of_test:strict")
@@ -407,8 +407,9 @@ def test_dotted_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ("name", "message"),
     [
         ("math_verfy", "did you mean 'math_verify'"),
-        ("nonsense", "Expected one of math_verify, exact_match, arithmetic, or the dotted path"),
+        ("nonsense", "Known: math_verify, exact_match, arithmetic; one of your own is module:name"),
         ("no_such_package.reward", "importing 'no_such_package' failed"),
+        ("json:exact_match", "json has no 'exact_match'"),
         ("json:dumps", "does not take TRL's call"),
     ],
 )

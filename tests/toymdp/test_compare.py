@@ -10,19 +10,18 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from aent import methods as published
 from aent.controllers import Constant, Switch
+from aent.methods import COEFFICIENTS, METHODS, TARGETS
 from aent.runs import locked, read_run
 from toymdp import compare
 from toymdp.compare import (
-    METHODS,
+    KNOB_VALUES,
     Budget,
     Cell,
     best_setting,
     evaluate,
     knob_effect,
 )
-from toymdp.methods import BANDS, FIELD, STRENGTHS, SUPPORTS
 from toymdp.training.config import Learner
 
 CELL = Cell("smoke-bandit", Learner(40, 0.05), (0.02, 0.05))
@@ -135,18 +134,24 @@ NOT_IN_GRID = {
 }
 
 
-@pytest.mark.parametrize("name", published.METHODS)
-def test_every_method_of_the_field_is_compared_with_its_own_rule_and_support(name: str) -> None:
-    ours, theirs = METHODS[name], published.METHODS[name]
-    assert type(ours.shaping) is type(theirs.shaping)
-    assert ours.support == theirs.support
-    changed = {key for key, number in ours.shaping.to_dict().items() if number != theirs.shaping.to_dict()[key]}
+def swept(name: str) -> tuple[np.ndarray, Any]:
+    """The grid of a method's knob and its controller there, one run per value."""
+    sweep = METHODS[name].sweep
+    assert sweep is not None
+    return np.array(sweep.values), METHODS[name].at(np.array(sweep.values)).controller
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_sweep_keeps_the_rule_and_the_support_of_its_method(name: str) -> None:
+    method = METHODS[name]
+    tuned = method.at(np.ones(3))
+    assert type(tuned.shaping) is type(method.shaping)
+    assert tuned.support == method.support
+    changed = {key for key, number in tuned.shaping.to_dict().items() if number != method.shaping.to_dict()[key]}
     assert changed == ({"upper"} if name == "era" else set())  # ERA's upper bound of 3 nats is below the start here
 
 
-def test_methods_are_the_supports_and_the_field_under_one_name_each() -> None:
-    assert set(METHODS) == set(SUPPORTS) | set(published.METHODS)
-    assert set(SUPPORTS) & set(FIELD) == set()
+def test_no_two_methods_have_one_label() -> None:
     assert len({method.label for method in METHODS.values()}) == len(METHODS)  # the printed table tells them apart
 
 
@@ -155,12 +160,12 @@ def test_grids_rise_over_seven_values_and_controllers_take_them_all_at_once(name
     """Controller of the whole grid = seven controllers of one value each, over a few measurements."""
     method = METHODS[name]
     if name == "none":
-        assert method.strengths == ()
+        assert method.sweep is None
         return
-    grid = np.array(method.strengths)
-    assert grid.shape == (7,)
+    grid, together = swept(name)
+    assert grid.shape == (KNOB_VALUES,)
     assert (np.diff(grid) > 0).all()
-    together, alone = method.controller(grid), [method.controller(grid[i : i + 1]) for i in range(7)]
+    alone = [method.at(grid[i : i + 1]).controller for i in range(KNOB_VALUES)]
     state, states = together.init(), [rule.init() for rule in alone]
     for measured in (2.5, 0.02, 1.1, 1.1):
         state = together.update(state, np.full(7, measured))
@@ -169,16 +174,15 @@ def test_grids_rise_over_seven_values_and_controllers_take_them_all_at_once(name
         np.testing.assert_allclose(np.broadcast_to(state.coefficient, 7), expected, rtol=1e-13)
 
 
-@pytest.mark.parametrize("name", published.METHODS)
+@pytest.mark.parametrize("name", [name for name, method in METHODS.items() if method.reference])
 def test_the_published_constant_is_in_the_grid_or_the_reason_why_not_is_known(name: str) -> None:
-    theirs = published.METHODS[name].controller
-    if not isinstance(theirs, Constant):
+    method = METHODS[name]
+    if not isinstance(method.controller, Constant):
         return
-    assert (theirs.coefficient in METHODS[name].strengths) == (name not in NOT_IN_GRID)
-    if METHODS[name].strengths:
-        assert METHODS[name].controller(np.array(METHODS[name].strengths)).init().coefficient[0] == min(
-            METHODS[name].strengths
-        )
+    values = method.sweep.values if method.sweep else ()
+    assert (method.controller.coefficient in values) == (name not in NOT_IN_GRID)
+    if values:
+        assert method.at(np.array(values)).controller.init().coefficient[0] == min(values)
 
 
 @pytest.mark.parametrize(
@@ -191,28 +195,26 @@ def test_the_published_constant_is_in_the_grid_or_the_reason_why_not_is_known(na
 )  # fmt: skip
 def test_published_numbers_of_the_moving_controllers(name: str, field: str, number: float) -> None:
     """In the grid where the field is the knob, else as it is. Targets of Skywork (.2), AEPO (.75), Entrocraft (.6) and
-    AEnt (.15) are below what these problems start from and are bracketed by ``BANDS``; gains and boxes are ours.
+    AEnt (.15) are below what these problems start from and are bracketed by ``TARGETS``; gains and boxes are ours.
     """
-    grid = np.array(METHODS[name].strengths)
-    assert number in np.atleast_1d(getattr(METHODS[name].controller(grid), field))
+    assert number in np.atleast_1d(getattr(swept(name)[1], field))
 
 
 def test_targets_that_are_not_in_the_grid_are_bracketed_by_it() -> None:
     for name, field in (("skywork", "target"), ("aepo", "low"), ("entrocraft", "low"), ("aent", "low")):
-        number = getattr(published.METHODS[name].controller, field)
-        assert METHODS[name].strengths == BANDS
-        assert min(BANDS) < number < max(BANDS)
+        number = getattr(METHODS[name].controller, field)
+        assert tuple(swept(name)[0]) == TARGETS
+        assert min(TARGETS) < number < max(TARGETS)
 
 
 def test_no_controller_of_a_bonus_goes_beyond_the_largest_constant() -> None:
     for name in ("aent", "aer", "skywork", "full-band", "keep100-band"):
-        controller: Any = METHODS[name].controller(np.array(METHODS[name].strengths))
-        assert controller.maximum == max(STRENGTHS)
+        assert swept(name)[1].maximum == max(COEFFICIENTS)
 
 
 def test_entrocrafts_band_falls_to_two_thirds() -> None:
     """.6 to .7 falling to .4 to .5, as shares: ends 2/3 of the start; the width keeps its sign."""
-    rule = METHODS["entrocraft"].controller(np.array([0.6, 3.0]))
+    rule = METHODS["entrocraft"].at(np.array([0.6, 3.0])).controller
     assert isinstance(rule, Switch)
     (low, high), (low_end, high_end) = rule.band(0), rule.band(10**6)
     np.testing.assert_allclose(low, [0.6, 3.0])
@@ -268,5 +270,5 @@ def test_exact_gradients_compare_all_methods_that_know_them(tmp_path: Path, monk
     flags = ["--scale", "smoke", "--gradient", "exact", "--jobs", "1", "--out", str(tmp_path / "run")]
     assert compare.main(parser.parse_args(flags)) == 0
     found = {row["method"] for row in read_run(tmp_path / "run")[2]}
-    assert set(SUPPORTS) <= found
+    assert {"none", "full", "clamp40", "clamp90", "keep100", "full-band", "keep100-band"} <= found
     assert "clip-higher" not in found

@@ -15,10 +15,10 @@ from types import SimpleNamespace
 import pytest
 
 from aent.extras import install_line
+from aent.methods import METHODS
 from aent.runs import Run, read_run
 from toymdp import compare, suite
 from toymdp.__main__ import main
-from toymdp.methods import METHODS
 
 ROOT = Path(__file__).parents[2]
 
@@ -339,7 +339,7 @@ def compared():
 
 
 def test_compare_all_prints_a_line_for_every_method(compared):
-    from toymdp.methods import METHODS
+    from aent.methods import METHODS
 
     rows = [line.split("│") for line in compared("200").splitlines() if line.startswith("│")]
     assert [row[2].strip() for row in rows] == [method.label for method in METHODS.values()]

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from aent.controllers import Band, Constant, Controller, ProportionalIntegral, State
 from aent.entropy import DropLowest, Full, Nucleus, Support, TopK, Tsallis, entropy, support_weights
+from aent.methods import METHODS
 from aent.shaping import (
     AdvantageKL,
     ClipCovariance,
@@ -34,7 +35,6 @@ from aent.shaping import (
 from toymdp import suite
 from toymdp.families import Instance, token_tree, units
 from toymdp.mdp import TokenMDP, optimum, softmax, value, visitation
-from toymdp.methods import METHODS
 from toymdp.training import kernels, learners, shaped
 from toymdp.training.batch import History, Randoms
 from toymdp.training.config import Learner
@@ -462,10 +462,10 @@ def test_advantages_and_shares_solved_are_those_of_each_group(rule: Shaping) -> 
 
 def with_knob(name: str, instances: list[Instance], learner: Learner, places: list[int], **options: Any) -> History:
     """Train a method of the comparison at these places of its grid; one run, one seed and one knob per instance."""
-    method = METHODS[name]
-    knobs = np.array(method.strengths or np.zeros(7))[places]
+    sweep = METHODS[name].sweep
+    method = METHODS[name].at(np.array(sweep.values if sweep else np.zeros(7))[places])
     return train(
-        instances, learner, support=method.support, controller=method.controller(knobs), shaping=method.shaping,
+        instances, learner, support=method.support, controller=method.controller, shaping=method.shaping,
         seeds=[place + 20 for place in places], **options,
     )  # fmt: skip
 

@@ -28,7 +28,7 @@ from aent.names import suggest
 from aent_llm.data.announcements import boxed_answer, hash_answer
 from aent_llm.data.answers import reference_text
 from aent_llm.data.rewards import is_plain, parses
-from aent_llm.schema import Count, Seed, check_fields, setting, short
+from aent_llm.schema import Count, Seed, convert_fields, setting, short
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -84,7 +84,7 @@ class DataConfig:
     )
 
     def __post_init__(self) -> None:
-        check_fields(self, "data")
+        convert_fields(self, "data")
         if not self.source:
             raise ValueError("data.source is empty; give 'tiny', a .jsonl or .parquet file, or a hub id")
         if self.system is not None and not self.chat:

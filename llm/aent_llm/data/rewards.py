@@ -16,13 +16,12 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import importlib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from aent.cli import UsersCodeError
-from aent.names import suggest
+from aent.registry import Registry
 from aent_llm.data import mathematics
 from aent_llm.data.announcements import announced_answer, completion_text, read_final
 from aent_llm.data.answers import PLAIN, decimals_agree, differ, read_answer, reference_text, same_answer
@@ -171,47 +170,28 @@ def is_correct(score: float | None) -> bool:
 
 
 # ------------------------------------------------------------------------------------------------------------- names
-BUILT_IN: dict[str, Reward] = {"math_verify": math_verify, "exact_match": exact_match, "arithmetic": arithmetic}
+REWARDS: Registry[Reward] = Registry(
+    "reward",
+    {"math_verify": math_verify, "exact_match": exact_match, "arithmetic": arithmetic},
+    expected="a function f(completions, answer, **kwargs)",
+    accepts=callable,
+)
 
 
 def reward_function(name: str) -> Reward:
-    """The reward of this name: ``math_verify``, ``exact_match``, ``arithmetic`` or a dotted path to a callable.
+    """Look up a reward: ``math_verify``, ``exact_match``, ``arithmetic``, or the path of a function of your own.
 
-    A path is ``package.module:function`` or ``package.module.function``; the callable must take TRL's keyword call,
+    A path is ``package.module:function`` or ``package.module.function``; the function must take TRL's keyword call,
     ``f(completions, answer, **kwargs)``.
 
     Raises:
         ValueError: the name is unknown, the path cannot be imported, or what it names cannot be called so.
     """
-    if name in BUILT_IN:
-        return BUILT_IN[name]
-    if "." not in name and ":" not in name:
-        known = ", ".join(BUILT_IN)
-        raise ValueError(
-            f"unknown reward {name!r}{suggest(name, BUILT_IN) or '.'} Expected one of {known}, or the dotted path of a "
-            "callable (package.module:function)"
-        )
-    module_name, _, attribute = name.partition(":") if ":" in name else name.rpartition(".")
-    try:
-        module = importlib.import_module(module_name)
-    except (Exception, SystemExit) as error:
-        raise ValueError(
-            f"reward {name!r}: importing {module_name!r} failed ({type(error).__name__}: {error}). Name a module, "
-            "package.module without .py, that imports from this folder, or add its folder to PYTHONPATH"
-        ) from error
-    if not hasattr(module, attribute):
-        raise ValueError(
-            f"reward {name!r}: {module_name} has no {attribute!r}{suggest(attribute, vars(module)) or '.'}"
-        )
-    return _checked(name, getattr(module, attribute))
+    return _check_call(*REWARDS.find(name))
 
 
-def _checked(name: str, function: Any) -> Any:
+def _check_call(name: str, function: Any) -> Any:
     """Refuse now what TRL would only trip over at the first step, after the model is loaded."""
-    if not callable(function):
-        raise ValueError(
-            f"reward {name!r} is a {type(function).__name__}, expected a function f(completions, answer, **kwargs)"
-        )
     if not hasattr(function, "__name__"):
         raise ValueError(f"reward {name!r} has no __name__, under which TRL logs it: give it one, or write a function")
     try:

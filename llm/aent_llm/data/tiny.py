@@ -37,7 +37,7 @@ from pydantic import Field
 from aent.files import draft_folder, explain, move_into_place, remove_stale_drafts, write_atomically
 from aent_llm.data.announcements import completion_text
 from aent_llm.data.answers import reference_text
-from aent_llm.schema import Count, NaturalNumber, Positive, Seed, check_fields, setting
+from aent_llm.schema import Count, NaturalNumber, Positive, Seed, convert_fields, setting
 
 if TYPE_CHECKING:
     import torch
@@ -82,7 +82,7 @@ class TinySpec:
     seed: Seed = setting(0, "of weights and batches")
 
     def __post_init__(self) -> None:
-        check_fields(self, "tiny")
+        convert_fields(self, "tiny")
         if not TASK_TOKENS < self.vocabulary <= LARGEST_VOCABULARY:
             raise ValueError(
                 f"vocabulary must be in [{TASK_TOKENS + 1}, {LARGEST_VOCABULARY}], got {self.vocabulary}; "

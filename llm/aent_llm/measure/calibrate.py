@@ -37,7 +37,7 @@ from aent_llm.data.rewards import is_correct, score_completions
 from aent_llm.measure.clamp_effect import Measured, Rollout, RuleMeasure, measure_rollouts
 from aent_llm.measure.generate import transformers_sampler
 from aent_llm.measure.tasks import Model, Task, add_data_flags, check_free, load_task, read_model, write_results
-from aent_llm.schema import Count, NaturalNumber, Positive, Seed, Share, Temperature, check_fields
+from aent_llm.schema import Count, NaturalNumber, Positive, Seed, Share, Temperature, convert_fields
 
 __all__ = ["CalibrationConfig", "CalibrationResult", "calibrate", "main", "propose"]
 
@@ -69,7 +69,7 @@ class CalibrationConfig:
     warmup_steps: NaturalNumber = 30
 
     def __post_init__(self) -> None:
-        check_fields(self, "calibrate")
+        convert_fields(self, "calibrate")
         if len(self.rules) == 1:
             raise ValueError("calibrate: the grid is empty; give at least one of --drop, --top-k, --nucleus")
 

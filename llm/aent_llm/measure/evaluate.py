@@ -48,7 +48,7 @@ from aent_llm.measure.tasks import (
     read_model,
     write_results,
 )
-from aent_llm.schema import COLDEST, Count, NaturalNumber, NonNegative, Seed, check_fields, setting
+from aent_llm.schema import COLDEST, Count, NaturalNumber, NonNegative, Seed, convert_fields, setting
 
 if TYPE_CHECKING:
     from aent_llm.measure.generate import Completion, Sampler
@@ -77,7 +77,7 @@ class EvalConfig:
     limit: Count | None = setting(None, "only the first problems")
 
     def __post_init__(self) -> None:
-        check_fields(self)
+        convert_fields(self)
         if 0 < self.temperature < COLDEST:
             raise ValueError(f"temperature={self.temperature:g}: logits over it overflow; use 0, which is greedy")
         if self.temperature == 0 and self.samples > 1:

@@ -39,11 +39,11 @@ from trl.trainer.grpo_config import GRPOConfig
 
 from aent.controllers import Constant, Controller
 from aent.entropy import SUPPORTS, Support, support_to_dict
-from aent.methods import METHODS, Method, method_name
+from aent.methods import METHODS, method_name
 from aent.shaping import Shaping, tempered_members
 from aent_llm.data.rewards import CORRECT_REWARD
 from aent_llm.head.fused import Engine
-from aent_llm.schema import REAL, check_fields, short
+from aent_llm.schema import REAL, convert_fields, short
 from aent_llm.training.agreement import check_generation_kwargs
 from aent_llm.training.ranges import ranges_of
 
@@ -114,7 +114,7 @@ def parts(name: str | None, support_: Any = None, controller_: Any = None, shapi
         >>> parts("clip_higher").trl  # TRL does this one
         {'epsilon_high': 0.28}
     """
-    chosen = Method("", "") if name is None else METHODS.find(name)[1]
+    chosen = METHODS["none" if name is None else name]
     over = chosen.support if support_ is None else support(support_)
     moves = chosen.controller if controller_ is None else controller(controller_)
     shapes = chosen.shaping if shaping_ is None else shaping(shaping_)
@@ -204,7 +204,7 @@ class AEntGRPOConfig(GRPOConfig):
     )
 
     def __post_init__(self) -> None:
-        check_fields(self, settings=ranges_of(type(self)))
+        convert_fields(self, settings=ranges_of(type(self)))
         check_weights(self.reward_weights)
         for name in PARTS:
             setattr(self, name, _from_text(getattr(self, name), name))

@@ -40,7 +40,7 @@ from aent_llm.schema import (
     Setting,
     Text,
     block,
-    check_fields,
+    convert_fields,
     narrowed,
     read_yaml,
     setting,
@@ -94,7 +94,7 @@ class ModelConfig:
     tiny: dict[str, Any] = setting({}, "what the embedded model looks like: fields of `tiny.TinySpec`")
 
     def __post_init__(self) -> None:
-        check_fields(self, "model")
+        convert_fields(self, "model")
         if self.tiny and self.source != "tiny":
             raise ValueError(
                 f"model.tiny describes the embedded model and has no effect on {self.source!r}: leave it out"
