@@ -113,7 +113,7 @@ def test_names_in_docstrings_are_links(pages: dict[str, str]) -> None:
     assert re.search(
         r'href="shaping\.html#aent\.shaping"[^>]*><code>shaping\.py</code>', pages["aent/controllers.html"]
     )
-    assert re.search(r'href="[^"]*#toymdp\.mdp\.TokenMDP"', pages["toymdp/bounds.html"])  # in a signature
+    assert re.search(r'href="[^"]*#toymdp\.mdp\.TokenMDP"', pages["toymdp/theory/bounds.html"])  # in a signature
     assert "autoref " not in pages["aent/controllers.html"]
 
 

@@ -174,7 +174,7 @@ def test_every_number_of_the_glossary_is_logged(keys: set[str]) -> None:
     assert METRICS - plain - SOMETIMES == set()
     assert plain & SOMETIMES == set()
     source = inspect.getsource(grpo_trainer) + "".join(
-        path.read_text(encoding="utf-8") for path in (ROOT / "llm" / "aent_llm").glob("*.py")
+        path.read_text(encoding="utf-8") for path in (ROOT / "llm" / "aent_llm").rglob("*.py")
     )
     assert {key for key in SOMETIMES if f'"{key}"' not in source} == set()
 
@@ -280,7 +280,7 @@ def messages() -> list[str]:
     """Every text that the packages can say, with NUL where names and numbers stand."""
     found = []
     for folder in ("aent", "llm/aent_llm"):
-        for path in (ROOT / folder).glob("*.py"):
+        for path in (ROOT / folder).rglob("*.py"):
             for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
                 if isinstance(node, ast.JoinedStr):
                     parts = (str(one.value) if isinstance(one, ast.Constant) else "\0" for one in node.values)

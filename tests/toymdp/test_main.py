@@ -397,8 +397,9 @@ def test_no_place_for_compiled_code_is_a_warning(tmp_path):
     """Numba keeps compiled code beside the source or in the user's cache; here a file is in the way of both."""
     for name in ("aent", "toymdp"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
-    (tmp_path / "toymdp" / "__pycache__").write_text("")
-    places = dict.fromkeys(("HOME", "XDG_CACHE_HOME", "NUMBA_CACHE_DIR"), str(tmp_path / "toymdp" / "__pycache__"))
+    in_the_way = tmp_path / "toymdp" / "training" / "__pycache__"
+    in_the_way.write_text("")
+    places = dict.fromkeys(("HOME", "XDG_CACHE_HOME", "NUMBA_CACHE_DIR"), str(in_the_way))
     code = "import toymdp.training.kernels as k; print(k.OPTIONS['cache'], k.__file__)"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(tmp_path), **places},
