@@ -30,8 +30,8 @@ LAZY = {
 MATPLOTLIB = {"matplotlib", "cycler", "PIL"}  # colour cycles cannot be set without its own cycler; Pillow comes with it
 OWN = {"aent/plots.py": MATPLOTLIB}  # what a single file may import at its top: nothing else in aent imports plots
 # ruamel.yaml's package; vLLM is one of two extras, imported inside functions; the next two come with datasets, one with
-# transformers, Triton with CUDA builds of torch, so that only kernels.py may need it to be imported at all
-LLM = {"ruamel", "vllm", "numpy", "pyarrow", "huggingface_hub", "safetensors", "triton"}
+# transformers, sympy with math-verify, Triton with CUDA builds of torch, so that only kernels.py may need it at all
+LLM = {"ruamel", "vllm", "numpy", "pyarrow", "huggingface_hub", "safetensors", "sympy", "triton"}
 FOLDERS = {"aent_llm": "llm/aent_llm"}  # packages that are not at the root of the checkout
 ROOMS = {  # from the ground up: rooms and single files; one may import those in lines above its own
     "toymdp": [
