@@ -36,7 +36,7 @@ __all__ = [
     "workers",
 ]
 
-OURS = ("aent", "toymdp", "paper_figures", "aent_llm")
+OURS = ("aent", "toymdp", "paper_figures", "aent_llm", "benchmarks", "experiments")
 DEBUG = "AENT_DEBUG"
 
 
