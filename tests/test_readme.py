@@ -10,7 +10,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ import pytest
 from aent import entropy as entropies
 from aent.controllers import Controller, State, controller_from_dict
 from aent.entropy import Full, entropy, entropy_gradient
+from aent.methods import METHODS
 from aent.shaping import Shaping, Tokens, shaping_from_dict
 from commands import SMALL_RUN, accept
 from commands import run as run_command
@@ -283,8 +284,9 @@ def test_citations_have_a_title_and_an_id() -> None:
 
 
 @pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], dict[str, Any]]:
-    """Execute a block as a script in an empty folder; its rules are forgotten afterwards."""
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], dict[str, Any]]]:
+    """Execute a block as a script in an empty folder; its rules and methods are forgotten afterwards."""
+    before = set(METHODS)
     monkeypatch.setattr(Controller, "registry", Controller.registry.copy())
     monkeypatch.setattr(Shaping, "registry", Shaping.registry.copy())
     monkeypatch.setattr(entropies, "SUPPORTS", entropies.SUPPORTS.copy())
@@ -296,7 +298,9 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], dict
         assert [path.name for path in tmp_path.iterdir()] == ["block.py"]  # nothing left behind
         return names
 
-    return execute
+    yield execute
+    for name in set(METHODS) - before:
+        del METHODS[name]
 
 
 def only_block(title: str, text: str = EXTENDING) -> str:

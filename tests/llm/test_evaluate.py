@@ -527,7 +527,7 @@ def test_bad_input_is_one_line_and_exit_2_before_the_weights(folder, problems_fi
         "seed": [*model, *data, "--seed", "-1"],
         "temperature": [*model, *data, "--temperature", "nan"],
         "above the context of 64": [*model, *data, "--max-tokens", "60"],
-        "unknown reward": [*model, *data, "--reward", "exactmatch"],
+        "unknown reward": [*model, *data, "--reward", "exact_mach"],
         "no chat template": [*model, *data, "--chat"],
         "did you mean 'math500'": [*model, "--data", "math50"],
         "no file": [*model, "--data", str(tmp_path / "nowhere.jsonl")],
@@ -561,7 +561,7 @@ def test_command_lines_that_cannot_be_carried_out(folder, problems_file, tmp_pat
         "no config.json, no weights, no tokenizer: save": ["--model", str(tmp_path / "empty"), *data],
         "LoRA adapter": ["--model", str(tmp_path / "adapter"), *data],
         "did you mean .*final": ["--model", str(tmp_path / "run"), *data],
-        "unknown reward": [*model, *data, "--reward", "exactmatch"],
+        "unknown reward": [*model, *data, "--reward", "exact_mach"],
         "no chat template": [*model, *data, "--chat"],
     }
     for message, arguments in cases.items():

@@ -459,7 +459,9 @@ import sys
 sys.modules["triton"] = None
 import torch
 from aent.entropy import TopK
-from aent_llm import bench, bench_gpu, bench_step, fused, triton_engine, kernel_code, trainer
+from aent_llm.head import fused, triton_engine
+from aent_llm.training import trainer
+from benchmarks import head, head_gpu, kernel_code, step
 output = fused.fused_entropy_head(torch.eye(2), torch.eye(2), None, torch.tensor([0, 1]), support=TopK(1))
 assert output.clamped_entropy.tolist() == [0.0, 0.0]
 try:
