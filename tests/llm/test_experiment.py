@@ -22,9 +22,10 @@ from aent_llm.__main__ import main
 from aent_llm.data.problems import DataConfig
 from aent_llm.data.tiny import TinySpec
 from aent_llm.measure.evaluate import EvalConfig
+from aent_llm.schema import Places
 from aent_llm.training import config as configs
 from aent_llm.training.config import AEntGRPOConfig
-from aent_llm.training.experiment import NOT_SET_HERE, ModelConfig, load_experiment, parse_experiment
+from aent_llm.training.experiment import NOT_SET_HERE, ModelConfig, load_experiment, overridden, parse_experiment
 from aent_llm.training.unheeded import TABLE, Planned, unheeded
 
 RAW = {
@@ -386,3 +387,10 @@ def test_it_is_said_which_of_several_rewards_is_correct(capsys) -> None:
     rewards = "{exact_match: 0.2, arithmetic: 1}"
     assert main(["train", "--config", "cpu_aent", "--dry-run", f"--set=rewards={rewards}"]) == 0
     assert "correct: exact_match, the first of rewards, gives 0.5 or more" in capsys.readouterr().err
+
+
+def test_a_type_that_names_no_rule_leaves_its_block_alone() -> None:
+    raw = {"model": {"source": "tiny", "dtype": "float32"}, "entropy": {"support": {"type": "top_k", "k": 9}}}
+    found, _ = overridden(raw, {"model.type": "x", "type": "y", "entropy.support.type": "full"}, Places())
+    assert found["model"] == {"source": "tiny", "dtype": "float32", "type": "x"}
+    assert found == {"model": found["model"], "type": "y", "entropy": {"support": {"type": "full"}}}

@@ -52,6 +52,7 @@ from aent_llm.training.unheeded import unheeded
 __all__ = ["CONFIGS", "EvaluationConfig", "Experiment", "ModelConfig", "load_experiment", "reference"]
 
 PARTS = ("support", "controller", "shaping")
+RULES = [["entropy", part] for part in PARTS]  # where a block names a rule by its type
 LARGEST_ROLLOUT = 2**31  # tokens of a process, of which some ten numbers each are kept
 NOT_SET_HERE = {  # a field of AEntGRPOConfig -> where it is set instead
     "output_dir": "by --output on the command line",
@@ -269,7 +270,7 @@ def overridden(raw: dict[str, Any], overrides: Mapping[str, Any], places: Places
                 raise ValueError(f"--set {dotted}: {parent} is {short(inner)}, not a block with keys")
             at[parent] = dict(inner or {})  # a copy: the caller's tree stays
             at = at[parent]
-        if last == "type" and at.get("type") != value:  # another rule: the numbers of the file's are not for it
+        if last == "type" and parents in RULES and at.get("type") != value:  # the options of the file's rule go with it
             at.clear()
         at[last] = value
         places = places.overridden((*parents, last))
