@@ -31,7 +31,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from aent.fields import check_numbers
+from aent.fields import check_numbers, is_whole_number
 from aent.registry import Rules
 
 __all__ = [
@@ -79,7 +79,7 @@ class State:
             what = f"unknown {', '.join(unknown)}" if unknown else f"missing {', '.join(missing)}"
             raise ValueError(f"{cls.__name__}: {what}; expected {', '.join(sorted(known))}")
         step = saved.get("step", 0)
-        if isinstance(step, bool) or not isinstance(step, int) or step < 0:
+        if not is_whole_number(step) or step < 0:
             raise ValueError(f"State.step: expected a whole number of updates >= 0, got {step!r}")
         arrays = {key: _floats(value, f"State.{key}") for key, value in saved.items() if isinstance(value, list)}
         found = cls(**{**saved, **arrays})

@@ -401,6 +401,11 @@ def sampled_entropy(logprobs: Float[Any, "*batch T"], *, mask: Any | None = None
         TypeError: no array of real numbers.
         ValueError: log-probabilities that are positive, NaN or -inf where the mask counts them; a mask of another
             shape, negative or NaN; a row whose mask is all zero.
+
+    Examples:
+        >>> logprobs = np.log([0.5, 0.25, 0.9])  # of the tokens of a response; the last is padding
+        >>> float(round(sampled_entropy(logprobs, mask=np.array([1, 1, 0])), 6))  # (log 2 + log 4) / 2
+        1.039721
     """
     xp = _namespace(logprobs, "log-probabilities")
     if not xp.isdtype(logprobs.dtype, ("real floating", "integral")):

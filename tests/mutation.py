@@ -88,6 +88,7 @@ TARGETS = {
     "llm/aent_llm/training/checkpoint.py": SAFE,
     "llm/aent_llm/training/finite.py": SAFE,
     "llm/aent_llm/training/safe.py": SAFE,
+    "llm/aent_llm/data/reward_checks.py": SAFE,
     "llm/aent_llm/data/rewards.py": ("tests/llm/test_rewards.py",),
 }
 COMPILED = (

@@ -20,14 +20,14 @@ COEFFICIENT = 0.1  # of the bonus, in every timed step
 
 
 def copy_bandwidth(megabytes: int = 256, repeats: int = 5) -> float:
-    """Bytes per second that one thread reads and writes while copying an array much larger than the caches."""
+    """Measure the bytes per second that one thread reads and writes to copy an array much larger than the caches."""
     source = np.ones(megabytes << 18, np.float32)
     target = np.empty_like(source)
     return 2 * source.nbytes / min(_seconds(lambda: np.copyto(target, source)) for _ in range(repeats))
 
 
 def time_step(instances: list[Instance], learner: Learner, support: Support, steps: int, repeats: int = 3) -> float:
-    """Microseconds per run and step of the batched learner (one thread)."""
+    """Time the batched learner on one thread: microseconds per run and step."""
     return time_per_step(partial(train_steps, instances, learner, support), len(instances), steps, repeats)
 
 
@@ -43,7 +43,7 @@ def train_steps(instances: list[Instance], learner: Learner, support: Support, s
 
 
 def time_per_step(contender: Callable[[int], None], runs: int, steps: int, repeats: int) -> float:
-    """Microseconds per run and step; the time of a one-step run (set-up, compilation) is taken off."""
+    """Time a contender: microseconds per run and step, without those of a one-step run (set-up, compilation)."""
     contender(1)
     once = min(_seconds(lambda: contender(1)) for _ in range(repeats))
     many = min(_seconds(lambda: contender(1 + steps)) for _ in range(repeats))

@@ -137,7 +137,7 @@ def score_completions(
         One finite number per completion, or None where the reward gives none.
 
     Raises:
-        ValueError: anything else, as in training (``finite.check_rewards``); the message shows prompt and completion.
+        ValueError: anything else, as in training (``reward_checks.py``); the message shows prompt and completion.
         UsersCodeError: the reward raised an error; the message names it and its line.
     """
     from aent_llm.data.reward_checks import check_rewards

@@ -311,7 +311,7 @@ def notes(groups: Sequence[Group]) -> list[str]:
             keys = sorted({key for one in leaves for key in one if any(one[key] != o.get(key) for o in leaves)})
             what = ", ".join(keys[:3]) or "one has none"
             found.append(f"not comparable as they are: the runs differ in {block} ({what})")
-    firsts = {str(next(iter(_rewards_of(run.config)), "")) for run in runs}
+    firsts = {_first_reward(run.config) for run in runs}
     if len(firsts) > 1:
         found.append(f"not comparable as they are: correct is what another reward says ({', '.join(sorted(firsts))})")
     if len(groups) > len(curves.COLOURS):
@@ -323,10 +323,10 @@ def notes(groups: Sequence[Group]) -> list[str]:
     return found
 
 
-def _rewards_of(config: Mapping[str, Any]) -> Sequence[str]:
-    """The rewards of a run in their order; the first says what is correct."""
+def _first_reward(config: Mapping[str, Any]) -> str:
+    """Name the reward that says what is correct: a name, or the first of a list or of a mapping to weights."""
     given = config.get("rewards") or "math_verify"
-    return [given] if isinstance(given, str) else list(given)
+    return given if isinstance(given, str) else str(next(iter(given)))
 
 
 # --------------------------------------------------------------------------------------------------------------- output

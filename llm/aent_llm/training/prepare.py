@@ -34,7 +34,7 @@ STATISTICS_OF_WEIGHTS = ("pissa", "olora", "corda", "eva", "loftq")  # starts of
 class Parts:
     """Tokenizer, problems and rewards of an experiment, checked; None where a dry run could not reach them.
 
-    ``notes`` are sentences about settings that have no effect on this run.
+    ``notes`` say which settings have no effect on this run, and which of several rewards says what is correct.
     """
 
     source: str

@@ -400,14 +400,12 @@ def _go_on(trainer: Any, output: Path, resume: bool) -> None:
     """Train, from the last checkpoint if the run is to go on. What was measured after fewer steps is forgotten."""
     found = trainer.last_checkpoint() if resume else None
     if _is_main_process():
-        if resume:
-            ended = found is not None and trainer.is_done(found)
-            print(
-                f"the run had ended at {found}; --set train.max_steps=N with a larger N trains on"
-                if ended
-                else f"resuming from {found or 'the start: no complete checkpoint yet'}"
-            )
-        if found is None or not trainer.is_done(found):
+        ended = found is not None and trainer.is_done(found)
+        if ended:
+            print(f"the run had ended at {found}; --set train.max_steps=N with a larger N trains on")
+        elif resume:
+            print(f"resuming from {found or 'the start: no complete checkpoint yet'}")
+        if not ended:
             (output / "after.json").unlink(missing_ok=True)
     from aent_llm.training.callbacks import StepBar
 

@@ -42,16 +42,9 @@ class Row(NamedTuple):
 ON_POLICY = ("grpo", "bnpo", "dr_grpo", "dapo", "luspo")  # losses that clip the ratio, which is 1 in the first update
 
 
-def _scheduler(run: Planned) -> str:
-    return str(getattr(run.args.lr_scheduler_type, "value", run.args.lr_scheduler_type))
-
-
-def _saves(run: Planned) -> str:
-    return str(getattr(run.args.save_strategy, "value", run.args.save_strategy))
-
-
-def _logs(run: Planned) -> str:
-    return str(getattr(run.args.logging_strategy, "value", run.args.logging_strategy))
+def _text(setting: Any) -> str:
+    """The text of a setting that transformers turns into an enumeration."""
+    return str(getattr(setting, "value", setting))
 
 
 def _controller(run: Planned) -> Any:
@@ -106,12 +99,12 @@ TABLE = (
     Row(
         "warmup_steps",
         "the schedule 'constant' has no warm-up; 'constant_with_warmup' has one",
-        lambda run: _scheduler(run) == "constant",
+        lambda run: _text(run.args.lr_scheduler_type) == "constant",
     ),
     Row(
         "lr_scheduler_kwargs",
         "the schedule (train.lr_scheduler_type) takes no options",
-        lambda run: _scheduler(run) in ("constant", "constant_with_warmup"),
+        lambda run: _text(run.args.lr_scheduler_type) in ("constant", "constant_with_warmup"),
     ),
     *(
         Row(name, "the optimiser (train.optim) does not take it", _no_option_of_the_optimiser(name))
@@ -185,8 +178,12 @@ TABLE = (
         "it needs train.vllm_importance_sampling_correction=true",
         lambda run: run.args.use_vllm and not run.args.vllm_importance_sampling_correction,
     ),
-    Row("logging_steps", "it needs train.logging_strategy=steps", lambda run: _logs(run) != "steps"),
-    Row("save_steps", "it needs train.save_strategy=steps", lambda run: _saves(run) != "steps"),
+    Row(
+        "logging_steps",
+        "it needs train.logging_strategy=steps",
+        lambda run: _text(run.args.logging_strategy) != "steps",
+    ),
+    Row("save_steps", "it needs train.save_strategy=steps", lambda run: _text(run.args.save_strategy) != "steps"),
     Row("run_name", "no tracker is told (train.report_to)", lambda run: not run.args.report_to),
     Row("project trackio_*", "it needs trackio in train.report_to", lambda run: "trackio" not in run.args.report_to),
     Row(
@@ -208,7 +205,10 @@ TABLE = (
     Row(
         "warmup_steps",
         "train.learning_rate is never reached",
-        lambda run: _scheduler(run) != "constant" and _rests(run.args.get_warmup_steps(run.steps or 0), run.steps),
+        lambda run: (
+            _text(run.args.lr_scheduler_type) != "constant"
+            and _rests(run.args.get_warmup_steps(run.steps or 0), run.steps)
+        ),
         verdict="no end within the run",
     ),
     Row(
